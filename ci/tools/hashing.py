@@ -1,0 +1,167 @@
+"""Two hashes: of the code behind a result, and of everything a run's output shows.
+
+The code hash covers the notebook's code, the transitive closure of its `lib` imports
+with C sources, the shipped data it names, its parameters and the pinned packages. It is
+a recorded result's provenance. The run key adds what else can change the output: the
+recorded results it displays and the Python it runs on. Comments and blank lines count
+in neither, so that improving a comment does not ask for an hour of training.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import json
+import platform
+import tokenize
+from pathlib import Path
+from typing import Any
+
+from ci.tools.notebooks import Notebook, tags
+from lib.kit.start import ROOT
+
+COMPILED = (".c", ".h", ".cpp", ".cu")
+
+
+def canonical(source: str) -> str:
+    """Source without comments, blank lines and trailing blanks; magics stay as text."""
+    try:
+        comments = [
+            (token.start, token.end)
+            for token in tokenize.generate_tokens(io.StringIO(source).readline)
+            if token.type == tokenize.COMMENT
+        ]
+    except (tokenize.TokenError, IndentationError, SyntaxError):
+        return source
+    lines = source.splitlines()
+    for (row, begin), (_, end) in comments:
+        lines[row - 1] = lines[row - 1][:begin] + lines[row - 1][end:]
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def _calls(tree: ast.AST, function: str) -> list[str]:
+    """Literal first arguments of every call of `...function("name")`."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node.args:
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            first = node.args[0]
+            if name == function and isinstance(first, ast.Constant):
+                found.append(str(first.value))
+    return found
+
+
+def _imported(tree: ast.AST, package: str) -> set[str]:
+    """Dotted names under `lib` that a module imports, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, base]).rstrip(".")
+            names.add(base)
+            names |= {f"{base}.{alias.name}" for alias in node.names}
+    return {name for name in names if name == "lib" or name.startswith("lib.")}
+
+
+def _files(name: str, root: Path) -> list[Path]:
+    """The files behind a dotted name: the module, or the package and its C sources."""
+    place = root.joinpath(*name.split("."))
+    if place.with_suffix(".py").exists():
+        return [place.with_suffix(".py")]
+    if (place / "__init__.py").exists():
+        sources = [p for p in sorted(place.iterdir()) if p.suffix in COMPILED]
+        return [place / "__init__.py", *sources]
+    return []
+
+
+def closure(trees: list[ast.AST], root: Path = ROOT) -> list[Path]:
+    """Every file of `lib` that code imports, directly or not."""
+    todo, seen = set().union(*(_imported(tree, "") for tree in trees)), set()
+    files: set[Path] = set()
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if "." in name:
+            todo.add(name.rpartition(".")[0])
+        for path in _files(name, root):
+            files.add(path)
+            if path.suffix == ".py":
+                package = (
+                    name if path.name == "__init__.py" else name.rpartition(".")[0]
+                )
+                todo |= _imported(ast.parse(path.read_text(encoding="utf-8")), package)
+    return sorted(files)
+
+
+def _sha(*parts: str) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{len(part)}:".encode() + part.encode())
+    return digest.hexdigest()
+
+
+def _cells(notebook: Notebook) -> list[str]:
+    """The code that counts: no set-up cell; parameters count by their values."""
+    skip = {"setup", "parameters"}
+    return [c.source for c in notebook.code if not skip & set(tags(c))]
+
+
+def _parse(source: str) -> ast.AST:
+    try:
+        return ast.parse(source)
+    except SyntaxError:  # a magic, or a cell that raises on purpose
+        return ast.Module(body=[], type_ignores=[])
+
+
+def code_hash(notebook: Notebook, values: dict[str, Any], root: Path = ROOT) -> str:
+    """The hash of the code, data, parameters and packages behind a result."""
+    cells = _cells(notebook)
+    trees = [_parse(source) for source in [*cells, "from lib import kit"]]
+    parts = [canonical(source) for source in cells]
+    shipped = {name for tree in trees for name in _calls(tree, "shipped")}
+    for path in closure(trees, root):
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".py":
+            shipped |= set(_calls(ast.parse(text), "shipped"))
+            text = canonical(text)
+        parts += [path.relative_to(root).as_posix(), text]
+    manifest = json.loads((root / "data" / "manifest.json").read_text(encoding="utf-8"))
+    parts += [f"{name} {manifest.get(name)}" for name in sorted(shipped)]
+    parts.append(json.dumps(notebook.resolved(values), sort_keys=True, default=str))
+    for name in ("environment.yml", "ci/constraints.txt"):
+        parts.append((root / name).read_text(encoding="utf-8"))
+    return _sha(*parts)
+
+
+def run_key(
+    notebook: Notebook, values: dict[str, Any], profile: str, root: Path = ROOT
+) -> str:
+    """The key under which a finished run is found again."""
+    own = f"{notebook.name}.{profile}.json"
+    text = "\n".join(_cells(notebook))
+    if "scoreboard(" in text or "results_table(" in text:
+        shown = sorted((root / "results").glob("*.json"))
+    elif "recorded(" in text:
+        shown = sorted((root / "results").glob(f"{notebook.name}.*.json"))
+    else:
+        shown = []
+    parts = [p.name + p.read_text("utf-8") for p in shown if p.name != own]
+    if "collection_map(" in text:
+        from lib.kit.collection import collection_map
+
+        parts.append(collection_map().to_csv())
+    python = ".".join(platform.python_version_tuple()[:2])
+    return _sha(code_hash(notebook, values, root), python, platform.machine(), *parts)
+
+
+def stale(notebook: Notebook, profile: str, recorded_hash: str) -> bool:
+    """Whether a recorded result is older than the code that would make it today."""
+    values = {} if profile == "default" else notebook.profile(profile) or {}
+    return code_hash(notebook, values) != recorded_hash

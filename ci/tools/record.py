@@ -1,0 +1,165 @@
+"""Write a finished run back: outputs into notebooks/, claims and tables into results/.
+
+Only what a reader needs is kept. Timestamps and papermill's notes are dropped, widget
+ids are renamed in the order of their appearance, cell ids stay; so the same run written
+twice gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from ci.tools.notebooks import Notebook, normalise, public_url, write
+from lib.kit.claims import read_claims
+from lib.kit.results import processor, versions, write_json
+from lib.kit.start import ROOT
+
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+
+
+def clean_outputs(outputs: list[Any]) -> list[Any]:
+    """Outputs without volatile metadata; pieces of one stream are joined."""
+    clean: list[Any] = []
+    for output in outputs:
+        output = nbformat.from_dict(json.loads(json.dumps(output)))
+        if output.output_type == "stream":
+            if clean and clean[-1].get("name") == output.name:
+                clean[-1].text += output.text
+                continue
+        elif "metadata" in output:
+            output.metadata.pop("execution", None)
+        if output.output_type == "execute_result":
+            output.execution_count = None  # set from the cell below
+        clean.append(output)
+    return clean
+
+
+def _alt_text(cell: Any) -> str | None:
+    """The alt text that a figure helper left beside its picture."""
+    for output in cell.get("outputs", []):
+        alt = output.get("metadata", {}).get("image/png", {}).get("alt")
+        if alt:
+            return alt
+    return None
+
+
+def stable_widgets(nb: Any) -> None:
+    """Rename widget models to w000, w001, ... in the order in which they were made."""
+    state = nb.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
+    names = {old: f"w{k:04d}" for k, old in enumerate(state)}
+    if not names:
+        return
+    pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+
+    def renamed(thing: Any) -> Any:
+        text = pattern.sub(lambda hit: names[hit[0]], json.dumps(thing))
+        return nbformat.from_dict(json.loads(text))
+
+    nb.metadata["widgets"] = renamed(nb.metadata["widgets"])
+    for cell in nb.cells:
+        for output in cell.get("outputs", []):
+            if WIDGET_VIEW in output.get("data", {}):
+                output.data[WIDGET_VIEW] = renamed(output.data[WIDGET_VIEW])
+
+
+def merge(source: Any, executed: Any) -> Any:
+    """The source notebook with the outputs, counts and widget state of its execution.
+
+    Cells are matched by id, so that a sentence mended since the run stays mended.
+    """
+    by_id = {cell.get("id"): cell for cell in executed.cells}
+    counts = 0
+    for cell in source.cells:
+        if cell.cell_type != "code":
+            continue
+        ran = by_id.get(cell.id)
+        if ran is None:
+            raise ValueError(
+                f"the executed copy lacks cell {cell.id!r}: the notebook was changed "
+                "while it ran. Run it again."
+            )
+        counts += 1
+        cell.outputs, cell.execution_count = clean_outputs(ran.outputs), counts
+        for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output.execution_count = counts
+        cell.metadata.pop("mystnb", None)
+        if alt := _alt_text(cell):
+            cell.metadata["mystnb"] = {"image": {"alt": alt}}
+    source.metadata.pop("widgets", None)
+    if "widgets" in executed.metadata:
+        source.metadata["widgets"] = executed.metadata["widgets"]
+        stable_widgets(source)
+    return source
+
+
+def record_outputs(notebook: Notebook, executed: Path) -> bool:
+    """Write outputs back into the committed notebook; say whether its bytes changed."""
+    source = nbformat.read(notebook.path, as_version=4)
+    merged = merge(source, nbformat.read(executed, as_version=4))
+    return write(normalise(merged, notebook.name, public_url()), notebook.path)
+
+
+def provenance(code: str, parameters: dict[str, Any], out: Path) -> dict[str, Any]:
+    """What is needed to judge a number: code, parameters, versions, processor, date."""
+    found = {
+        "hash": code,
+        "parameters": parameters,
+        "versions": versions(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+    gpu = out / "gpu.json"
+    if gpu.exists():
+        found |= json.loads(gpu.read_text(encoding="utf-8"))
+    return found
+
+
+def collect(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
+    """One finished point as a recorded result."""
+    out = folder / "out" / spec["name"]
+    tables = {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((out / "tables").glob("*.json"))
+    }
+    claims = out / "claims.json"
+    return {
+        "notebook": spec["name"],
+        "profile": spec["profile"],
+        "provenance": provenance(spec["hash"], spec["parameters"], out),
+        "claims": read_claims(claims) if claims.exists() else [],
+        "tables": tables,
+    }
+
+
+def record_results(folder: Path, spec: dict[str, Any]) -> bool:
+    """Write results/NN_name.<profile>.json unless it already says the same."""
+    path = ROOT / "results" / f"{spec['name']}.{spec['profile']}.json"
+    fresh = collect(folder, spec)
+    if path.exists():
+        old = json.loads(path.read_text(encoding="utf-8"))
+        same = all(old.get(key) == fresh[key] for key in ("claims", "tables"))
+        if same and old["provenance"].get("hash") == fresh["provenance"]["hash"]:
+            return False  # the date of the first run stays
+    write_json(path, fresh)
+    return True
+
+
+def record(notebook: Notebook, folder: Path, spec: dict[str, Any]) -> list[str]:
+    """Write back what a finished point made; return the names of what changed."""
+    changed = []
+    executed = folder / f"{notebook.name}.ipynb"
+    if spec["profile"] == "default" and record_outputs(notebook, executed):
+        changed.append(f"notebooks/{notebook.name}.ipynb")
+    if record_results(folder, spec):
+        changed.append(f"results/{notebook.name}.{spec['profile']}.json")
+    return changed

@@ -1,0 +1,522 @@
+"""./ci/run: execute notebooks with papermill, in parallel, and keep what they found.
+
+Each point (a notebook with parameters) runs in its own process. A finished point is
+found again by its key and not run twice; the executor behind it is a
+concurrent.futures one, so that a cluster can take the place of this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import errno
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from ci.tools.execute import read_result, run_point, stop_children
+from ci.tools.hashing import code_hash, run_key, stale
+from ci.tools.notebooks import PROFILES, Notebook, UsageError, every_notebook, select
+from ci.tools.record import record
+from lib.kit.claims import read_claims
+from lib.kit.parameters import ParameterError, parse_value
+from lib.kit.results import results_table, tally, write_json
+from lib.kit.start import ROOT
+
+console = Console(stderr=False, highlight=False, soft_wrap=True)
+
+
+@dataclass
+class Point:
+    """One notebook with one set of parameters, and what became of it."""
+
+    notebook: Notebook
+    values: dict[str, Any]
+    profile: str
+    label: str
+    hash: str
+    key: str
+    folder: Path = Path()
+    state: str = "waiting"
+    started: float = 0.0
+    result: dict[str, Any] = field(default_factory=dict)
+
+    def spec(self, timeout: int | None) -> dict[str, Any]:
+        return {
+            "notebook": str(self.notebook.path),
+            "name": self.notebook.name,
+            "folder": str(self.folder),
+            "parameters": self.values,
+            "profile": self.profile,
+            "hash": self.hash,
+            "key": self.key,
+            "cells": len(self.notebook.code),
+            "timeout": timeout,
+        }
+
+
+# --- what to run ---------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of ./ci/run."""
+    p = argparse.ArgumentParser(
+        prog="./ci/run",
+        description="Execute notebooks headless; print the scoreboard of their claims.",
+        epilog="Example: ./ci/run 11 -p N=32 --grid seed=0..4",
+    )
+    p.add_argument("notebooks", nargs="*", help="number, name or part; all if none")
+    p.add_argument(
+        "-p", metavar="NAME=VALUE", action="append", default=[], dest="values"
+    )
+    p.add_argument("--profile", choices=PROFILES, help="a named set of parameters")
+    p.add_argument("--grid", nargs="+", metavar="NAME=A,B", default=[])
+    p.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="at once")
+    p.add_argument("--fresh", action="store_true", help="run even what is unchanged")
+    p.add_argument("--record", action="store_true", help="write the outputs back")
+    p.add_argument("--name", help="name of the run's folder; else a time stamp")
+    p.add_argument("--out", type=Path, default=ROOT / "results" / "runs")
+    p.add_argument("--timeout", type=int, help="seconds allowed for one cell")
+    p.add_argument("--list", action="store_true", help="show notebooks and parameters")
+    return p
+
+
+def _pair(word: str) -> tuple[str, str]:
+    name, mark, value = word.partition("=")
+    if not mark or not name:
+        raise UsageError(f"{word!r} is not NAME=VALUE: write for example -p seed=1.")
+    return name.strip(), value.strip()
+
+
+def grid_values(text: str) -> list[str]:
+    """The values of one grid axis: `legs,lin`, `0..4` or bracketed lists."""
+    if found := re.fullmatch(r"(-?\d+)\.\.(-?\d+)", text):
+        first, last = int(found[1]), int(found[2])
+        if last < first:
+            raise UsageError(f"the range {text} is empty: write it as low..high.")
+        return [str(k) for k in range(first, last + 1)]
+    return [piece.strip() for piece in re.findall(r"\[[^\]]*\]|[^,]+", text)]
+
+
+def _parsed(notebook: Notebook, pairs: list[tuple[str, str]]) -> dict[str, Any]:
+    """Words of the command line as typed values of this notebook's parameters."""
+    values = {}
+    for name, text in pairs:
+        kind = notebook.types.get(name)
+        # An unknown name goes on as text: check_values refuses it with suggestions.
+        values[name] = text if kind is None else parse_value(text, kind, name)
+    return values
+
+
+def make_points(options: argparse.Namespace) -> list[Point]:
+    """Every point to run, checked; raises before anything has started."""
+    chosen = select(options.notebooks)
+    if not chosen:
+        raise UsageError("there are no notebooks yet: ./ci/new NN_name starts one.")
+    if options.jobs < 1:
+        raise UsageError(f"--jobs is {options.jobs}, but must be at least 1.")
+    if options.record and (options.values or options.grid):
+        raise UsageError(
+            "--record keeps the outputs of the default parameters or of a profile: "
+            "leave out -p and --grid."
+        )
+    axes = [
+        [(name, v) for v in grid_values(text)]
+        for name, text in map(_pair, options.grid)
+    ]
+    points = []
+    for notebook in chosen:
+        base: dict[str, Any] = {}
+        if options.profile:
+            found = notebook.profile(options.profile)
+            if found is None and options.notebooks:
+                raise UsageError(
+                    f"{notebook.name} has no profile {options.profile!r}: there is no "
+                    f"notebooks/profiles/{notebook.name}.{options.profile}.yaml."
+                )
+            if found is None:
+                continue
+            base = found
+        for combination in itertools.product(*axes):
+            pairs = [_pair(word) for word in options.values] + list(combination)
+            values = base | _parsed(notebook, pairs)
+            notebook.check_values(values)
+            points.append(_point(notebook, values, options.profile or "default", pairs))
+    if not points:
+        raise UsageError(f"no notebook has a profile {options.profile!r} yet.")
+    return points
+
+
+def _point(
+    notebook: Notebook,
+    values: dict[str, Any],
+    profile: str,
+    pairs: list[tuple[str, str]],
+) -> Point:
+    label = notebook.name
+    if profile != "default":
+        label += f".{profile}"
+    if pairs:
+        words = ",".join(f"{name}={value}" for name, value in pairs)
+        safe = re.sub(r"[^\w.,=+-]", "_", words)
+        if len(safe) > 80:
+            safe = safe[:60] + "~" + hashlib.sha256(words.encode()).hexdigest()[:8]
+        label += f"--{safe}"
+    return Point(
+        notebook=notebook,
+        values=values,
+        profile=profile,
+        label=label,
+        hash=code_hash(notebook, values),
+        key=run_key(notebook, values, profile),
+    )
+
+
+# --- what is already there -----------------------------------------------------------
+
+
+def _index(out: Path, key: str) -> Path:
+    return out / ".finished" / f"{key[:24]}.json"
+
+
+def find_finished(out: Path, key: str) -> Path | None:
+    """The folder of a finished point with this key, if it is still whole."""
+    try:
+        entry = json.loads(_index(out, key).read_text(encoding="utf-8"))
+        folder = out / entry["folder"]
+    except (OSError, ValueError, KeyError):
+        return None
+    result = read_result(folder)
+    return folder if result and result.get("ok") and result.get("key") == key else None
+
+
+def execute(point: Point, options: argparse.Namespace) -> dict[str, Any]:
+    """Run a point, or take it over from an earlier run with the same key."""
+    lock = FileLock(_index(options.out, point.key).with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        point.state = "another run is at it"
+        lock.acquire()
+    try:
+        if not options.fresh and (old := find_finished(options.out, point.key)):
+            if old != point.folder:
+                shutil.rmtree(point.folder, ignore_errors=True)
+                shutil.copytree(old, point.folder)
+            return read_result(point.folder) | {"reused": True}
+        point.state, point.started = "running", time.monotonic()
+        result = run_point(point.spec(options.timeout))
+        if result["ok"]:
+            place = point.folder.relative_to(options.out).as_posix()
+            write_json(_index(options.out, point.key), {"folder": place})
+        return result
+    finally:
+        lock.release()
+
+
+# --- progress ------------------------------------------------------------------------
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _progress(point: Point) -> tuple[str, str]:
+    """The cell at work and the time so far."""
+    if point.state != "running":
+        return "", ""
+    try:
+        at = json.loads((point.folder / "progress.json").read_text(encoding="utf-8"))
+        cell = f"cell {at['cell']} of {at['of']}"
+    except (OSError, ValueError):
+        cell = "starting"
+    return cell, _clock(time.monotonic() - point.started)
+
+
+def _outcome(point: Point) -> str:
+    result = point.result
+    if result.get("ok"):
+        return "unchanged" if result.get("reused") else "done"
+    return "stopped" if result.get("stopped") else "FAILED"
+
+
+def _view(points: list[Point]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("notebook", "state", "cell", "time"):
+        table.add_column(name)
+    for point in points:
+        if point.result:
+            seconds = point.result.get("seconds", 0)
+            shown = "" if point.result.get("reused") else _clock(seconds)
+            table.add_row(point.label, _outcome(point), "", shown)
+        elif point.state != "waiting":
+            table.add_row(point.label, point.state, *_progress(point))
+    waiting = sum(not p.result and p.state == "waiting" for p in points)
+    if waiting:
+        table.add_row(f"... and {waiting} waiting")
+    return table
+
+
+def _line(point: Point) -> str:
+    seconds = point.result.get("seconds", 0)
+    time_ = "" if point.result.get("reused") else f"  {_clock(seconds)}"
+    return f"{point.label}: {_outcome(point)}{time_}"
+
+
+def drive(points: list[Point], options: argparse.Namespace) -> bool:
+    """Run all points on an executor with live progress; False if interrupted."""
+    order = sorted(points, key=lambda p: -p.notebook.seconds)
+    jobs = min(options.jobs, len(order))
+    executor = ThreadPoolExecutor(max_workers=jobs)
+    futures: dict[Future, Point] = {}
+    live = console.is_terminal
+    view = Live(_view(points), console=console, refresh_per_second=4, transient=True)
+    told = time.monotonic()
+    try:
+        if live:
+            view.start()
+        futures = {executor.submit(execute, point, options): point for point in order}
+        pending = set(futures)
+        while pending:
+            done, pending = wait(pending, timeout=0.25, return_when=FIRST_COMPLETED)
+            for future in done:
+                point = futures[future]
+                point.result = _settled(future)
+                if not live:
+                    console.print(_line(point), markup=False)
+            if live:
+                view.update(_view(points))
+            elif time.monotonic() - told > 15:
+                told = time.monotonic()
+                for point in (
+                    p for p in points if p.state == "running" and not p.result
+                ):
+                    console.print(f"{point.label}: {', '.join(_progress(point))}")
+        return True
+    except KeyboardInterrupt:
+        executor.shutdown(wait=False, cancel_futures=True)
+        stop_children()
+        return False
+    finally:
+        if live:
+            view.stop()
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _settled(future: Future) -> dict[str, Any]:
+    try:
+        return future.result()
+    except OSError as error:
+        return {"ok": False, "error": disk_words(error), "seconds": 0}
+
+
+def disk_words(error: OSError) -> str:
+    """A sentence for a folder that cannot be written."""
+    where = error.filename or "the results folder"
+    reasons = {
+        errno.ENOSPC: "the disk is full: free some space",
+        errno.EROFS: f"{where} lies on a read-only file system",
+        errno.EACCES: f"{where} is not yours to write",
+        errno.EPERM: f"{where} is not yours to write",
+        errno.ENOTDIR: f"{where} is not a folder",
+        errno.EEXIST: f"{where} is a file, not a folder",
+        errno.ENOENT: f"{where} cannot be made",
+    }
+    reason = reasons.get(error.errno, f"{where}: {error.strerror or error}")
+    return f"the results cannot be written, because {reason}; or give --out FOLDER."
+
+
+# --- what came of it -----------------------------------------------------------------
+
+
+def failure_words(point: Point) -> str:
+    """Which notebook, which cell, which error, and where the partial copy lies."""
+    result = point.result
+    where = ""
+    if result.get("cell"):
+        where = f", code cell {result['cell']}"
+        if result.get("line"):
+            where += f" (`{result['line']}`)"
+    copy = point.folder / f"{point.notebook.name}.ipynb"
+    left = f"\n   partial copy: {_short(copy)}" if copy.exists() else ""
+    return f"{point.label}{where}: {result.get('error', 'no reason given')}{left}"
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def claims_of(point: Point) -> list[dict[str, Any]]:
+    """The claims that a point tested, also when one of them failed it."""
+    path = point.folder / "out" / point.notebook.name / "claims.json"
+    return read_claims(path) if path.exists() else []
+
+
+def scoreboard(points: list[Point]) -> Table:
+    """The claims of this run, one row a point."""
+    table = Table(title="Claims", title_justify="left")
+    for name in ("notebook", "run", "identities", "theorems", "trends"):
+        table.add_column(name, overflow="fold")
+    for point in points:
+        counts = tally(claims_of(point))
+        table.add_row(point.label, _outcome(point), *counts.values())
+    return table
+
+
+def write_summary(folder: Path, points: list[Point]) -> None:
+    """claims.json (the same for the same commit) and run.json (with times)."""
+    write_json(folder / "claims.json", {p.label: claims_of(p) for p in points})
+    runs = {
+        p.label: {
+            "parameters": p.values,
+            "profile": p.profile,
+            "hash": p.hash,
+            **p.result,
+        }
+        for p in points
+    }
+    write_json(folder / "run.json", runs)
+
+
+def stale_lines() -> list[str]:
+    """Recorded results that are older than the code that would make them today."""
+    known = {notebook.name: notebook for notebook in every_notebook()}
+    lines = []
+    for run in results_table():
+        if run.notebook not in known:
+            lines.append(f"results/{run.notebook}.{run.profile}.json has no notebook.")
+        elif stale(known[run.notebook], run.profile, run.provenance["hash"]):
+            option = "" if run.profile == "default" else f" --profile {run.profile}"
+            lines.append(
+                f"results/{run.notebook}.{run.profile}.json is stale (older than its "
+                f"code): ./ci/run {run.notebook[:2]}{option} --record renews it."
+            )
+    return lines
+
+
+def waves(points: list[Point], recording: bool) -> list[list[Point]]:
+    """00 shows what the others record: while recording it comes after them."""
+    late = [p for p in points if p.notebook.name.startswith("00")]
+    if not recording or not late or len(late) == len(points):
+        return [points]
+    return [[p for p in points if p not in late], late]
+
+
+def list_parameters(chosen: list[Notebook]) -> None:
+    """Print each notebook's parameters with types, defaults, rules and help."""
+    for notebook in chosen:
+        console.print(f"[bold]{notebook.name}[/]  {notebook.front.get('question', '')}")
+        for p in notebook.parameters:
+            rule = notebook.rules.get(p.name)
+            words = f"   {p.name}: {p.type} = {p.default!r}  {p.help}"
+            console.print(words + (f"  {rule}" if rule else ""), markup=False)
+
+
+def _run_folder(options: argparse.Namespace) -> Path:
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = options.name or stamp
+    if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
+        raise UsageError(f"--name is {name!r}; use letters, digits and . _ + - only.")
+    folder, k = options.out / name, 1
+    if options.name:
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    while True:  # two runs in the same second take two folders
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            if not options.out.is_dir():
+                raise
+            k += 1
+            folder = options.out / f"{name}-{k}"
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run what is asked for; return 0, 1 after a failure, 130 interrupted."""
+    if options.list:
+        list_parameters(select(options.notebooks))
+        return 0
+    points = make_points(options)
+    options.out = options.out.absolute()
+    try:
+        folder = _run_folder(options)
+        (options.out / ".finished").mkdir(exist_ok=True)
+    except OSError as error:
+        raise UsageError(disk_words(error)) from None
+    for point in points:
+        point.folder = folder / point.label
+    finished, changed = True, []
+    for wave in waves(points, options.record):
+        for point in wave:  # what an earlier wave recorded may belong to the key
+            point.key = run_key(point.notebook, point.values, point.profile)
+        finished = drive(wave, options)
+        if options.record and finished:
+            for point in (p for p in wave if p.result.get("ok")):
+                changed += record(point.notebook, point.folder, point.spec(None))
+        if not finished:
+            break
+    return report(points, folder, finished, changed)
+
+
+def report(
+    points: list[Point], folder: Path, finished: bool, changed: list[str]
+) -> int:
+    """Print scoreboard, failures and where everything lies; return the exit code."""
+    done = [p for p in points if p.result.get("ok")]
+    failed = [p for p in points if p.result and not p.result["ok"]]
+    write_summary(folder, points)
+    console.print(scoreboard([p for p in points if p.result]))
+    for point in failed:
+        if not point.result.get("stopped"):
+            console.print(f"FAILED {failure_words(point)}", markup=False, style="red")
+    for line in stale_lines():
+        console.print(line, markup=False, style="yellow")
+    for name in changed:
+        console.print(f"recorded {name}", markup=False)
+    console.print(f"executed copies, claims and provenance: {_short(folder)}")
+    if not finished:
+        console.print(
+            f"Interrupted: {len(done)} of {len(points)} finished and are kept. The "
+            "same command goes on with the rest."
+        )
+        return 130
+    console.print(f"{len(done)} passed, {len(failed)} failed")
+    return 1 if failed else 0
+
+
+def main(words: list[str] | None = None) -> int:
+    """Entry point; a mistake of the caller is one sentence and exit code 2."""
+    options = parser().parse_args(words)
+
+    def ended(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, ended)
+    try:
+        return run(options)
+    except (UsageError, ParameterError) as error:
+        print(f"run: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

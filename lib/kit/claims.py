@@ -1,0 +1,342 @@
+"""Claims: what a notebook asserts or measures, with source, table and verdict.
+
+Three kinds. An *identity* must hold to floating-point tolerance. A *theorem* is a
+closed form, limit or bound that must hold within a stated tolerance. A *trend* is an
+empirical ordering or scaling law, measured over seeds and printed whichever way it
+falls. A failed identity or theorem fails the run, after the table has been shown.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+READ = ("paper", "code", "abstract", "second-hand", "derived here")
+MARKS = {"holds": "✓", "FAILED": "✗", "seen": "✓", "opposite": "✗"}
+
+
+class ClaimError(AssertionError):
+    """An identity or theorem did not hold; the text names it."""
+
+
+@dataclass
+class Claim:
+    """One row of the claims table, as it stands in the JSON."""
+
+    id: str
+    kind: str
+    statement: str
+    source: str
+    read: str
+    expected: str
+    measured: str
+    verdict: str
+    value: Any
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def number(value: float) -> str:
+    """A number with four significant digits that all stand in the text."""
+    value = float(value)
+    if math.isnan(value) or math.isinf(value):
+        return str(value)
+    if value == 0:
+        return "0.000"
+    size = math.floor(math.log10(abs(value)))
+    if -3 <= size < 4:
+        return f"{value:.{max(3 - size, 0)}f}" + ("." if size == 3 else "")
+    return f"{value:.3e}"
+
+
+def _numbers(value: Any) -> str:
+    flat = np.atleast_1d(np.asarray(value, dtype=float)).ravel()
+    shown = [number(x) for x in flat[:6]]
+    return ", ".join(shown) + (f", ... ({flat.size})" if flat.size > 6 else "")
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON knows it; nan and inf become words."""
+    flat = np.atleast_1d(np.asarray(value, dtype=float)).ravel().tolist()
+    flat = [x if math.isfinite(x) else str(x) for x in flat]
+    return flat[0] if np.ndim(value) == 0 else flat
+
+
+def interval(effects: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of the mean of independent effects (one a seed)."""
+    from scipy.special import stdtrit
+
+    effects = np.asarray(effects, dtype=float)
+    n = effects.size
+    half = stdtrit(n - 1, 0.5 + level / 2) * effects.std(ddof=1) / math.sqrt(n)
+    return float(effects.mean() - half), float(effects.mean() + half)
+
+
+class Claims:
+    """The claims of one notebook, in the order in which they are tested.
+
+    notebook: its name, such as "11_hippo".
+    """
+
+    def __init__(self, notebook: str) -> None:
+        self.notebook = notebook
+        self.claims: list[Claim] = []
+
+    def _add(self, claim: Claim) -> None:
+        if claim.read not in READ:
+            raise ValueError(
+                f"claim {claim.id} says it was read from {claim.read!r}; say how: one "
+                f"of {', '.join(READ)}."
+            )
+        # Running a cell again replaces its claim instead of listing it twice.
+        self.claims = [c for c in self.claims if c.id != claim.id] + [claim]
+
+    def identity(
+        self,
+        id: str,
+        statement: str,
+        *,
+        residual: float,
+        tol: float,
+        source: str,
+        read: str = "derived here",
+    ) -> None:
+        """An equality that must hold to rounding: residual <= tol.
+
+        residual: the largest deviation, absolute or relative as the statement says.
+        The table prints the tolerance as a bound, since rounding differs between
+        machines; the JSON keeps the residual.
+        """
+        residual = float(np.max(residual))
+        holds = residual <= tol  # False for nan
+        self._add(
+            Claim(
+                id=id,
+                kind="identity",
+                statement=statement,
+                source=source,
+                read=read,
+                expected=f"residual <= {tol:.0e}",
+                measured=f"<= {tol:.0e}" if holds else f"{residual:.3e}",
+                verdict="holds" if holds else "FAILED",
+                value=_plain(residual),
+                details={"tolerance": tol},
+            )
+        )
+
+    def theorem(
+        self,
+        id: str,
+        statement: str,
+        *,
+        measured: Any,
+        source: str,
+        expected: Any = None,
+        rtol: float = 0.0,
+        atol: float = 0.0,
+        at_most: Any = None,
+        at_least: Any = None,
+        hypotheses: str = "",
+        read: str = "derived here",
+    ) -> None:
+        """A closed form (expected, rtol or atol) or a bound (at_most, at_least).
+
+        measured, expected and bounds: scalars or sequences of equal length. hypotheses:
+        what the theorem assumes and how the run meets it, shown beside the statement.
+        """
+        if (expected is None) == (at_most is None and at_least is None):
+            raise ValueError(
+                f"theorem {id} needs either an expected value or a bound (at_most, "
+                "at_least), not both and not neither."
+            )
+        value = np.asarray(measured, dtype=float)
+        if expected is not None:
+            if not (rtol or atol):
+                raise ValueError(f"theorem {id} needs a tolerance: give rtol or atol.")
+            target = np.asarray(expected, dtype=float)
+            holds = bool(np.all(np.abs(value - target) <= atol + rtol * np.abs(target)))
+            parts = [f"rtol {rtol:g}"] * bool(rtol) + [f"atol {atol:g}"] * bool(atol)
+            words = f"{_numbers(target)} ({', '.join(parts)})"
+        else:
+            holds, words = not np.isnan(value).any(), []
+            if at_least is not None:
+                holds &= bool(np.all(value >= np.asarray(at_least, dtype=float)))
+                words.append(f">= {_numbers(at_least)}")
+            if at_most is not None:
+                holds &= bool(np.all(value <= np.asarray(at_most, dtype=float)))
+                words.append(f"<= {_numbers(at_most)}")
+            words = " and ".join(words)
+        self._add(
+            Claim(
+                id=id,
+                kind="theorem",
+                statement=statement,
+                source=source,
+                read=read,
+                expected=words,
+                measured=_numbers(value),
+                verdict="holds" if holds else "FAILED",
+                value=_plain(measured),
+                details={"hypotheses": hypotheses} if hypotheses else {},
+            )
+        )
+
+    def trend(
+        self,
+        id: str,
+        statement: str,
+        *,
+        effects: Sequence[float],
+        source: str,
+        expect: tuple[float | None, float | None] = (0, None),
+        unit: str = "",
+        published: str = "",
+        read: str = "paper",
+    ) -> None:
+        """An empirical effect, one number a seed, with its 95 % interval and verdict.
+
+        effects: (seeds,) differences, or fitted exponents. expect: the open interval in
+        which the paper's effect lies; (0, None) means "positive". *seen*: the interval
+        of the mean lies inside; *opposite*: it lies outside; *inconclusive* otherwise.
+        Under three seeds it is not judged. Never raises.
+        """
+        effects = [float(x) for x in effects]
+        low = -math.inf if expect[0] is None else expect[0]
+        high = math.inf if expect[1] is None else expect[1]
+        details = {"effects": _plain(effects), "unit": unit, "published": published}
+        mean = float(np.mean(effects))
+        if len(effects) < 3:
+            verdict = f"not judged ({len(effects)} seeds)"
+            measured = f"{number(mean)} {unit}".strip()
+        else:
+            left, right = interval(effects)
+            details["interval"] = [left, right]
+            if left > low and right < high:
+                verdict = "seen"
+            elif right <= low or left >= high:
+                verdict = "opposite" if right < low or left > high else "inconclusive"
+            else:
+                verdict = "inconclusive"
+            measured = (
+                f"{number(mean)} [{number(left)}, {number(right)}] {unit}".strip()
+            )
+        if math.isinf(high):
+            words = f"> {low:g}"
+        else:
+            words = f"< {high:g}" if math.isinf(low) else f"in ({low:g}, {high:g})"
+        self._add(
+            Claim(
+                id=id,
+                kind="trend",
+                statement=statement,
+                source=source,
+                read=read,
+                expected=words + (f"; published: {published}" if published else ""),
+                measured=measured,
+                verdict=verdict,
+                value=_plain(mean),
+                details={k: v for k, v in details.items() if v},
+            )
+        )
+
+    def show(self) -> None:
+        """Show the table, write the JSON, then raise ClaimError if one has failed."""
+        from IPython.display import display
+
+        if not self.claims:
+            raise ValueError(f"{self.notebook} shows its claims, but has tested none.")
+        self.write()
+        bundle = {"text/plain": self.text(), "text/html": self.html()}
+        display(bundle, raw=True)
+        failed = [c for c in self.claims if c.verdict == "FAILED"]
+        if failed:
+            words = "; ".join(
+                f"{c.id} ({c.statement}): expected {c.expected}, measured {c.measured}"
+                for c in failed
+            )
+            raise ClaimError(
+                f"{len(failed)} of {len(self.claims)} claims failed: {words}"
+            )
+
+    def write(self) -> Path | None:
+        """Write claims.json where the runner asked for it (KIT_OUTPUT), if it did."""
+        from lib.kit.results import output_folder, write_json
+
+        folder = output_folder(self.notebook)
+        if folder is None:
+            return None
+        rows = [asdict(claim) for claim in self.claims]
+        return write_json(
+            folder / "claims.json", {"notebook": self.notebook, "claims": rows}
+        )
+
+    def text(self) -> str:
+        """The table as lines of text."""
+        lines = []
+        for c in self.claims:
+            lines += [
+                f"{c.id} [{c.kind}] {c.verdict}",
+                f"   {c.statement}",
+                f"   expected {c.expected}; measured {c.measured}",
+                f"   source: {c.source} ({_read_words(c.read)})",
+            ]
+            if hypotheses := c.details.get("hypotheses"):
+                lines.append(f"   hypotheses: {hypotheses}")
+        return "\n".join(lines)
+
+    def html(self) -> str:
+        """The table for a page; no colours of its own, so that it suits any theme."""
+        heads = ("", "claim", "source", "expected", "measured", "verdict")
+        head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+        rows = "".join(_row(claim) for claim in self.claims)
+        return (
+            f'<table class="claims"><caption>Claims of {self.notebook}</caption>'
+            f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        )
+
+
+def _read_words(read: str) -> str:
+    return read if read == "derived here" else f"read: {read}"
+
+
+def _row(c: Claim) -> str:
+    esc = html.escape
+    statement = f"{esc(c.statement)} <em>({c.kind})</em>"
+    if hypotheses := c.details.get("hypotheses"):
+        statement += f"<br><small>hypotheses: {esc(hypotheses)}</small>"
+    source = f"{esc(c.source)}<br><small>{esc(_read_words(c.read))}</small>"
+    mark = MARKS.get(c.verdict, "·")
+    left = 'style="text-align:left"'
+    cells = [statement, source, esc(c.expected), esc(c.measured)]
+    body = "".join(f"<td {left}>{cell}</td>" for cell in cells)
+    verdict = f"<td {left}><strong>{mark} {esc(c.verdict)}</strong></td>"
+    return f'<tr><th scope="row">{esc(c.id)}</th>{body}{verdict}</tr>'
+
+
+def say(text: str, **values: Any) -> None:
+    """Show a sentence with measured values, so that no number is typed by hand.
+
+    ``kit.say("The error falls as $N^{{{slope:.2f}}}$.", slope=-1.5)``: the format
+    language of str.format; the result is rendered as Markdown.
+    """
+    from IPython.display import display
+
+    words = text.format(**values)
+    display({"text/markdown": words, "text/plain": words}, raw=True)
+
+
+def read_claims(path: Path) -> list[dict[str, Any]]:
+    """The rows of a claims.json."""
+    return json.loads(path.read_text(encoding="utf-8"))["claims"]
+
+
+def recording() -> bool:
+    """Whether the runner collects this run's claims and tables."""
+    return bool(os.environ.get("KIT_OUTPUT"))
