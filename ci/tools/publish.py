@@ -10,43 +10,29 @@ import sys
 
 import nbformat
 
-from ci.tools.notebooks import every_notebook, normalise, public_url, write
-from lib.kit.collection import parts
+from ci.tools.notebooks import (
+    UsageError,
+    every_notebook,
+    normalise,
+    public_url,
+    write,
+)
+from lib.kit.collection import collection_map
 from lib.kit.start import ROOT
 
 BEGIN = "<!-- notebooks: generated from their front matter, see ci/tools/publish.py -->"
 END = "<!-- end of notebooks -->"
 
 
-def table() -> str:
-    """The README's table of notebooks."""
-    lines = ["| notebook | question | time | papers |", "|---|---|---|---|"]
-    for part in parts():
-        lines.append(f"| **{part['number']} {part['title']}** | | | |")
-        for entry in part["notebooks"]:
-            name, front = entry["name"], entry["front"]
-            if front is None:
-                lines.append(f"| {name} | *planned:* {entry['theme']} | | |")
-                continue
-            papers = ", ".join(
-                f"[{p}](https://arxiv.org/abs/{p})" for p in front["papers"]
-            )
-            link = f"[{name}](notebooks/{name}.ipynb)"
-            lines.append(
-                f"| {link} | {front['question']} | {front['time']} | {papers} |"
-            )
-    return "\n".join(lines)
-
-
 def readme_text(text: str) -> str:
     """The README with its table brought up to date."""
     if BEGIN not in text or END not in text:
-        raise ValueError(
+        raise UsageError(
             f"README.md lost the marks {BEGIN!r} and {END!r}: restore them."
         )
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]
-    return f"{head}{BEGIN}\n{table()}\n{END}{tail}"
+    return f"{head}{BEGIN}\n{collection_map('notebooks/')}\n{END}{tail}"
 
 
 def update_readme() -> bool:
