@@ -82,7 +82,7 @@ TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
-# Sound is like pixels: its last bit may differ; the player's digest is what is compared.
+# Sound is like pixels: its last bit may differ; its digest is what is compared.
 SOUND = re.compile(r"data:audio/\w+;base64,[A-Za-z0-9+/=]*")
 FOLDED = {"address": "0x...", "rule": "---", "blank": " "}
 ARRAY = re.compile(rf"\[[{NUMBER},.\s+j-]*\]")

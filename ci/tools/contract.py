@@ -17,9 +17,10 @@ from ci.tools.notebooks import (
     NOTEBOOKS,
     PROFILES,
     Notebook,
+    UsageError,
     badge_line,
+    clean,
     is_badge_line,
-    normalise,
     public_url,
     setup_cell,
     tagged,
@@ -62,7 +63,7 @@ def _name(notebook: Notebook) -> Iterator[str]:
 
 def _setup(notebook: Notebook) -> Iterator[str]:
     cells = tagged(notebook.nb, "setup")
-    if len(cells) != 1 or notebook.code[0] is not cells[0]:
+    if len(cells) != 1 or notebook.code[:1] != cells:
         yield "its first code cell must be the one set-up cell (tag `setup`)."
     elif cells[0].source != setup_cell(public_url()):
         yield (
@@ -94,8 +95,8 @@ def _parameters(notebook: Notebook) -> Iterator[str]:
         for p in listed:
             if not p.help:
                 yield f"parameter {p.name!r} has no help (a comment on its line)."
-        after = notebook.code[notebook.code.index(cells[0]) + 1]
-        if "kit.check(" not in after.source:
+        place = notebook.code.index(cells[0]) + 1
+        if not any("kit.check(" in c.source for c in notebook.code[place : place + 1]):
             yield "the cell after the parameters must call kit.check(...)."
         for name in set(notebook.rules) - set(notebook.types):
             yield f"kit.check names {name!r}, which is no parameter."
@@ -167,10 +168,10 @@ def _figures(notebook: Notebook) -> Iterator[str]:
             yield f"cell {cell.id!r} shows {len(pictures)} figures; one a cell."
         for output in pictures:
             text = output.data.get("text/plain", "")
-            if not text.startswith(("Figure: ", "Explorer: ")):
-                yield f"the figure of cell {cell.id!r} has no digest: use kit.show."
-            if not output.metadata.get("image/png", {}).get("alt"):
-                yield f"the figure of cell {cell.id!r} has no alt text: use kit.show."
+            digest = text.startswith(("Figure: ", "Explorer: "))
+            if not (digest and output.metadata.get("image/png", {}).get("alt")):
+                lacks = "alt text" if digest else "digest"
+                yield f"the figure of cell {cell.id!r} has no {lacks}: use kit.show."
 
 
 def _claims(notebook: Notebook) -> Iterator[str]:
@@ -204,7 +205,7 @@ def _form(notebook: Notebook) -> Iterator[str]:
     if (size := notebook.path.stat().st_size) > LARGEST:
         yield f"it has {size / 1e6:.1f} MB, and {LARGEST / 1e6:.0f} MB are allowed."
     fresh = nbformat.read(notebook.path, as_version=4)
-    text = nbformat.writes(normalise(fresh, notebook.name, public_url())).rstrip("\n")
+    text = nbformat.writes(clean(fresh)).rstrip("\n")
     if text != notebook.path.read_text(encoding="utf-8").rstrip("\n"):
         yield (
             "it is not in normal form (timestamps or an editor's metadata): "
@@ -232,4 +233,8 @@ def problems(path: Path) -> list[str]:
     path: the .ipynb file.
     """
     notebook = Notebook(path)
+    try:
+        notebook.nb  # noqa: B018 (read once, so that a damaged file is one sentence)
+    except UsageError as error:
+        return [str(error)]
     return [sentence for rule in RULES for sentence in rule(notebook)]

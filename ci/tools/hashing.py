@@ -25,19 +25,25 @@ COMPILED = (".c", ".h", ".cpp", ".cu")
 
 
 def canonical(source: str) -> str:
-    """Source without comments, blank lines and trailing blanks; magics stay as text."""
+    """Source without comments, blank lines and trailing blanks; magics stay as text.
+
+    The lines inside a string of several lines are kept as they are.
+    """
+    lines = source.split("\n")
+    inside: set[int] = set()
     try:
-        comments = [
-            (token.start, token.end)
-            for token in tokenize.generate_tokens(io.StringIO(source).readline)
-            if token.type == tokenize.COMMENT
-        ]
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            (row, begin), (last, _) = token.start, token.end
+            if token.type == tokenize.COMMENT:
+                lines[row - 1] = lines[row - 1][:begin]
+            elif token.string.strip():
+                inside |= set(range(row, last))  # the last line of a string may end it
     except (tokenize.TokenError, IndentationError, SyntaxError):
         return source
-    lines = source.splitlines()
-    for (row, begin), (_, end) in comments:
-        lines[row - 1] = lines[row - 1][:begin] + lines[row - 1][end:]
-    return "\n".join(line.rstrip() for line in lines if line.strip())
+    kept = [
+        line if row in inside else line.rstrip() for row, line in enumerate(lines, 1)
+    ]
+    return "\n".join(line for row, line in enumerate(kept, 1) if line or row in inside)
 
 
 def _calls(tree: ast.AST, function: str) -> list[str]:
@@ -52,7 +58,7 @@ def _calls(tree: ast.AST, function: str) -> list[str]:
     return found
 
 
-def _imported(tree: ast.AST, package: str) -> set[str]:
+def imported(tree: ast.AST, package: str) -> set[str]:
     """Dotted names under `lib` that a module imports, inside functions too."""
     names: set[str] = set()
     for node in ast.walk(tree):
@@ -81,7 +87,7 @@ def _files(name: str, root: Path) -> list[Path]:
 
 def closure(trees: list[ast.AST], root: Path = ROOT) -> list[Path]:
     """Every file of `lib` that code imports, directly or not."""
-    todo, seen = set().union(*(_imported(tree, "") for tree in trees)), set()
+    todo, seen = set().union(*(imported(tree, "") for tree in trees)), set()
     files: set[Path] = set()
     while todo:
         name = todo.pop()
@@ -96,7 +102,7 @@ def closure(trees: list[ast.AST], root: Path = ROOT) -> list[Path]:
                 package = (
                     name if path.name == "__init__.py" else name.rpartition(".")[0]
                 )
-                todo |= _imported(ast.parse(path.read_text(encoding="utf-8")), package)
+                todo |= imported(_parse(path.read_text(encoding="utf-8")), package)
     return sorted(files)
 
 
@@ -116,7 +122,7 @@ def _cells(notebook: Notebook) -> list[str]:
 def _parse(source: str) -> ast.AST:
     try:
         return ast.parse(source)
-    except SyntaxError:  # a magic, or a cell that raises on purpose
+    except SyntaxError:  # a magic, or a mistake that the run itself will report
         return ast.Module(body=[], type_ignores=[])
 
 
@@ -129,7 +135,7 @@ def code_hash(notebook: Notebook, values: dict[str, Any], root: Path = ROOT) -> 
     for path in closure(trees, root):
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".py":
-            shipped |= set(_calls(ast.parse(text), "shipped"))
+            shipped |= set(_calls(_parse(text), "shipped"))
             text = canonical(text)
         parts += [path.relative_to(root).as_posix(), text]
     manifest = json.loads((root / "data" / "manifest.json").read_text(encoding="utf-8"))
@@ -156,12 +162,12 @@ def run_key(
     if "collection_map(" in text:
         from lib.kit.collection import collection_map
 
-        parts.append(collection_map().to_csv())
+        parts.append(collection_map())
     python = ".".join(platform.python_version_tuple()[:2])
     return _sha(code_hash(notebook, values, root), python, platform.machine(), *parts)
 
 
 def stale(notebook: Notebook, profile: str, recorded_hash: str) -> bool:
     """Whether a recorded result is older than the code that would make it today."""
-    values = {} if profile == "default" else notebook.profile(profile) or {}
-    return code_hash(notebook, values) != recorded_hash
+    values = {} if profile == "default" else notebook.profile(profile)
+    return values is None or code_hash(notebook, values) != recorded_hash

@@ -6,14 +6,14 @@ import json
 import re
 import sys
 
-from ci.tools.notebooks import NOTEBOOKS, normalise, public_url, write
+from ci.tools.notebooks import NOTEBOOKS, module_of, normalise, public_url, write
 from ci.tools.percent import from_percent
 from lib.kit.start import ROOT
 
 
 def files(name: str) -> dict[str, str]:
     """Template and target of everything that a new notebook consists of."""
-    module = name[3:]
+    module = module_of(name)
     return {
         "notebook.py": f"notebooks/{name}.ipynb",
         "module.py": f"lib/{module}.py",
@@ -28,7 +28,17 @@ def _add_to_map(name: str) -> None:
         return
     part = next((part for part in plan if part["number"] == name[0]), None)
     if part is None:
-        raise SystemExit(f"new: notebooks/map.json has no part {name[0]}.")
+        known = ", ".join(part["number"] for part in plan)
+        raise SystemExit(
+            f"new: notebooks/map.json has no part {name[0]}; there are {known}."
+        )
+    taken = {entry["name"][:2]: entry["name"] for entry in part["notebooks"]}
+    if name[:2] in taken:
+        free = [f"{name[0]}{k}" for k in range(1, 10) if f"{name[0]}{k}" not in taken]
+        raise SystemExit(
+            f"new: the number {name[:2]} belongs to {taken[name[:2]]}; free in this "
+            f"part: {', '.join(free) or 'none'}."
+        )
     entry = {"name": name, "module": name[3:], "theme": "new"}
     part["notebooks"].append(entry)
     part["notebooks"].sort(key=lambda entry: entry["name"])
@@ -36,11 +46,11 @@ def _add_to_map(name: str) -> None:
 
 
 def start(name: str) -> list[str]:
-    """Write the new files; raise SystemExit with a sentence where that is impossible."""
+    """Write the new files; raise SystemExit with a sentence where that cannot be."""
     if not re.fullmatch(r"\d\d_[a-z][a-z0-9_]*", name):
         raise SystemExit(
-            f"new: {name!r} is not NN_name: two digits (part, place), an underscore, and "
-            "a name of small letters, digits and underscores, such as 15_my_method."
+            f"new: {name!r} is not NN_name: two digits (part, place), an underscore "
+            "and a name of small letters, digits and underscores, as 15_my_method is."
         )
     targets = files(name)
     # An existing module or test is kept: several notebooks may share a room.
@@ -52,7 +62,7 @@ def start(name: str) -> list[str]:
     words = {
         "@NAME@": name,
         "@NUMBER@": name[:2],
-        "@MODULE@": name[3:],
+        "@MODULE@": module_of(name),
         "@TITLE@": title,
         "@TIME@": "2 s",
     }

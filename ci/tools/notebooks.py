@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
+import os
 import re
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,6 +58,11 @@ class Notebook:
     def name(self) -> str:
         return self.path.stem
 
+    @property
+    def module(self) -> str:
+        """The module or room of lib behind it, as the map has it."""
+        return module_of(self.name)
+
     @cached_property
     def nb(self) -> Any:
         try:
@@ -72,14 +80,20 @@ class Notebook:
     @cached_property
     def parameters(self) -> list[Parameter]:
         cells = tagged(self.nb, "parameters")
-        return read_parameters(cells[0].source) if cells else []
+        return self._read(read_parameters, cells[0]) if cells else []
 
     @cached_property
     def rules(self) -> dict[str, Any]:
         for cell in self.nb.cells:
             if cell.cell_type == "code" and "kit.check(" in cell.source:
-                return read_rules(cell.source) or {}
+                return self._read(read_rules, cell) or {}
         return {}
+
+    def _read(self, reader: Callable[[str], Any], cell: Any) -> Any:
+        try:
+            return reader(cell.source)
+        except (ParameterError, SyntaxError) as error:
+            raise ParameterError(f"{self.name}, cell {cell.id!r}: {error}") from None
 
     @cached_property
     def code(self) -> list[Any]:
@@ -109,12 +123,27 @@ class Notebook:
         path = NOTEBOOKS / "profiles" / f"{self.name}.{profile}.yaml"
         if not path.exists():
             return None
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            words = " ".join(str(error).split())
+            raise ParameterError(f"profiles/{path.name} is not YAML: {words}") from None
+        if not isinstance(values, dict):
+            raise ParameterError(
+                f"profiles/{path.name} must hold one `name: value` a line."
+            )
         try:
             self.check_values(values)
         except ParameterError as error:
             raise ParameterError(f"profiles/{path.name}: {error}") from None
         return values
+
+
+def module_of(name: str) -> str:
+    """The module of a notebook: from the map, else the notebook's own name."""
+    plan = json.loads((NOTEBOOKS / "map.json").read_text(encoding="utf-8"))
+    known = {e["name"]: e["module"] for part in plan for e in part["notebooks"]}
+    return known.get(name, name[3:])
 
 
 def every_notebook() -> list[Notebook]:
@@ -136,7 +165,7 @@ def select(words: list[str]) -> list[Notebook]:
         found = [
             n
             for n in known
-            if stem in (n.name, n.name[:2], n.name[3:])
+            if stem in (n.name, n.name[:2], n.name[3:], n.module)
             or (len(stem) == 1 and stem.isdigit() and n.name[0] == stem)
         ]
         if not found:
@@ -186,14 +215,22 @@ def is_badge_line(line: str) -> bool:
 
 def normalise(nb: Any, name: str, url: str) -> Any:
     """Put a notebook into its normal form: set-up cell, badges, metadata, cell ids."""
+    return clean(publish(nb, name, url))
+
+
+def publish(nb: Any, name: str, url: str) -> Any:
+    """Write what follows from the public address: set-up cell and badges."""
     for cell in tagged(nb, "setup"):
         cell.source = setup_cell(url)
-    lines = nb.cells[0].source.split("\n")
-    lines = [line for line in lines if not is_badge_line(line)]
-    if line := badge_line(name, url):
-        lines[1:1] = ["", line]
-    text = "\n".join(lines)
-    nb.cells[0].source = re.sub(r"\n{3,}", "\n\n", text)
+    title, _, text = nb.cells[0].source.partition("\n")
+    text = "\n".join(line for line in text.split("\n") if not is_badge_line(line))
+    blocks = [title, badge_line(name, url), text.strip("\n")]
+    nb.cells[0].source = "\n\n".join(block for block in blocks if block)
+    return nb
+
+
+def clean(nb: Any) -> Any:
+    """Keep only the metadata that readers need; timestamps and notes of tools go."""
     kept = {k: nb.metadata[k] for k in ("collection", "widgets") if k in nb.metadata}
     nb.metadata = nbformat.from_dict(
         kept | {"kernelspec": KERNEL, "language_info": {"name": "python"}}
@@ -210,8 +247,6 @@ def normalise(nb: Any, name: str, url: str) -> Any:
 
 def write(nb: Any, path: Path) -> bool:
     """Write a notebook if its bytes differ; say whether they did."""
-    import os
-
     text = nbformat.writes(nb, version=nbformat.NO_CONVERT)
     text = text if text.endswith("\n") else text + "\n"
     if path.exists() and path.read_text(encoding="utf-8") == text:

@@ -1,7 +1,7 @@
 """Write a finished run back: outputs into notebooks/, claims and tables into results/.
 
 Only what a reader needs is kept. Timestamps and papermill's notes are dropped, widget
-ids are renamed in the order of their appearance, cell ids stay; so the same run written
+ids are renamed in a fixed order, cell ids stay; so the same run written
 twice gives the same bytes.
 """
 
@@ -23,6 +23,7 @@ from lib.kit.start import ROOT
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+REFERENCE = re.compile(r"IPY_MODEL_([\w-]+)")  # how one model names another
 
 
 def clean_outputs(outputs: list[Any]) -> list[Any]:
@@ -51,13 +52,39 @@ def _alt_text(cell: Any) -> str | None:
     return None
 
 
+def _widget_names(nb: Any, state: dict[str, Any]) -> dict[str, str]:
+    """New names in an order that does not depend on the random old ones.
+
+    First what the outputs show, each followed by what it refers to; then the rest
+    (links between widgets, say) by content.
+    """
+    names: dict[str, str] = {}
+
+    def visit(model: str) -> None:
+        if model in state and model not in names:
+            names[model] = f"w{len(names):04d}"
+            for other in REFERENCE.findall(json.dumps(state[model], sort_keys=True)):
+                visit(other)
+
+    def content(model: str) -> str:
+        text = json.dumps(state[model], sort_keys=True)
+        return REFERENCE.sub(lambda hit: names.get(hit[1], ""), text)
+
+    for cell in nb.cells:
+        for output in cell.get("outputs", []):
+            visit(output.get("data", {}).get(WIDGET_VIEW, {}).get("model_id", ""))
+    while left := [model for model in state if model not in names]:
+        visit(min(left, key=content))
+    return names
+
+
 def stable_widgets(nb: Any) -> None:
-    """Rename widget models to w000, w001, ... in the order in which they were made."""
+    """Rename widget models to w0000, w0001, ... so that runs agree to the byte."""
     state = nb.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
-    names = {old: f"w{k:04d}" for k, old in enumerate(state)}
+    names = _widget_names(nb, state)
     if not names:
         return
-    pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+    pattern = re.compile("|".join(map(re.escape, names)))
 
     def renamed(thing: Any) -> Any:
         text = pattern.sub(lambda hit: names[hit[0]], json.dumps(thing))
@@ -135,7 +162,7 @@ def collect(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     return {
         "notebook": spec["name"],
         "profile": spec["profile"],
-        "provenance": provenance(spec["hash"], spec["parameters"], out),
+        "provenance": provenance(spec["hash"], spec["resolved"], out),
         "claims": read_claims(claims) if claims.exists() else [],
         "tables": tables,
     }

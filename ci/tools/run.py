@@ -29,10 +29,18 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from ci.tools.execute import read_result, run_point, stop_children
+from ci.tools.execute import (
+    STOPPED,
+    read_result,
+    run_point,
+    stop_children,
+    stopping,
+    whole,
+)
 from ci.tools.hashing import code_hash, run_key, stale
 from ci.tools.notebooks import PROFILES, Notebook, UsageError, every_notebook, select
-from ci.tools.record import record
+from ci.tools.publish import update_readme
+from ci.tools.record import provenance, record
 from lib.kit.claims import read_claims
 from lib.kit.parameters import ParameterError, parse_value
 from lib.kit.results import results_table, tally, write_json
@@ -62,6 +70,7 @@ class Point:
             "name": self.notebook.name,
             "folder": str(self.folder),
             "parameters": self.values,
+            "resolved": self.notebook.resolved(self.values),
             "profile": self.profile,
             "hash": self.hash,
             "key": self.key,
@@ -80,26 +89,35 @@ def parser() -> argparse.ArgumentParser:
         description="Execute notebooks headless; print the scoreboard of their claims.",
         epilog="Example: ./ci/run 11 -p N=32 --grid seed=0..4",
     )
-    p.add_argument("notebooks", nargs="*", help="number, name or part; all if none")
-    p.add_argument(
-        "-p", metavar="NAME=VALUE", action="append", default=[], dest="values"
+    add = p.add_argument
+    add("notebooks", nargs="*", help="number, part, name or module; all if none")
+    add("-p", metavar="NAME=VALUE", action="append", default=[], dest="values")
+    add("--profile", choices=PROFILES, help="a named set of parameters")
+    add(
+        "--grid",
+        nargs="+",
+        action="extend",
+        metavar="NAME=A,B",
+        default=[],
+        help="one run a combination: init=legs,lin seed=0..4 sizes=[1,2],[3]",
     )
-    p.add_argument("--profile", choices=PROFILES, help="a named set of parameters")
-    p.add_argument("--grid", nargs="+", metavar="NAME=A,B", default=[])
-    p.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="at once")
-    p.add_argument("--fresh", action="store_true", help="run even what is unchanged")
-    p.add_argument("--record", action="store_true", help="write the outputs back")
-    p.add_argument("--name", help="name of the run's folder; else a time stamp")
-    p.add_argument("--out", type=Path, default=ROOT / "results" / "runs")
-    p.add_argument("--timeout", type=int, help="seconds allowed for one cell")
-    p.add_argument("--list", action="store_true", help="show notebooks and parameters")
+    add("--jobs", type=int, default=os.cpu_count() or 1, help="how many at once")
+    add("--fresh", action="store_true", help="run even what is unchanged")
+    add("--record", action="store_true", help="write outputs and results back")
+    add("--name", help="name of the run's folder; else a time stamp")
+    add("--out", type=Path, default=ROOT / "results" / "runs", help="where runs lie")
+    add("--timeout", type=int, metavar="S", help="seconds allowed for one cell")
+    add("--list", action="store_true", help="show notebooks and parameters, run none")
     return p
 
 
 def _pair(word: str) -> tuple[str, str]:
     name, mark, value = word.partition("=")
     if not mark or not name:
-        raise UsageError(f"{word!r} is not NAME=VALUE: write for example -p seed=1.")
+        raise UsageError(
+            f"{word!r} is not NAME=VALUE: write for example -p seed=1 or --grid "
+            "seed=0..4, and the notebooks before --grid."
+        )
     return name.strip(), value.strip()
 
 
@@ -110,7 +128,10 @@ def grid_values(text: str) -> list[str]:
         if last < first:
             raise UsageError(f"the range {text} is empty: write it as low..high.")
         return [str(k) for k in range(first, last + 1)]
-    return [piece.strip() for piece in re.findall(r"\[[^\]]*\]|[^,]+", text)]
+    pieces = [piece.strip() for piece in re.findall(r"\[[^\]]*\]|[^,]+", text)]
+    if not pieces:
+        raise UsageError("a grid axis is empty: write for example --grid seed=0..4.")
+    return list(dict.fromkeys(pieces))  # the same value twice is one run
 
 
 def _parsed(notebook: Notebook, pairs: list[tuple[str, str]]) -> dict[str, Any]:
@@ -128,38 +149,58 @@ def make_points(options: argparse.Namespace) -> list[Point]:
     chosen = select(options.notebooks)
     if not chosen:
         raise UsageError("there are no notebooks yet: ./ci/new NN_name starts one.")
-    if options.jobs < 1:
-        raise UsageError(f"--jobs is {options.jobs}, but must be at least 1.")
-    if options.record and (options.values or options.grid):
-        raise UsageError(
-            "--record keeps the outputs of the default parameters or of a profile: "
-            "leave out -p and --grid."
-        )
+    _check_options(options)
+    given = [_pair(word) for word in options.values]
     axes = [
         [(name, v) for v in grid_values(text)]
         for name, text in map(_pair, options.grid)
     ]
+    names = [name for name, _ in given] + [axis[0][0] for axis in axes]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"parameter {twice[0]!r} is given twice: leave one out.")
     points = []
     for notebook in chosen:
-        base: dict[str, Any] = {}
-        if options.profile:
-            found = notebook.profile(options.profile)
-            if found is None and options.notebooks:
-                raise UsageError(
-                    f"{notebook.name} has no profile {options.profile!r}: there is no "
-                    f"notebooks/profiles/{notebook.name}.{options.profile}.yaml."
-                )
-            if found is None:
-                continue
-            base = found
+        base = _profile_values(notebook, options)
+        if base is None:
+            continue
         for combination in itertools.product(*axes):
-            pairs = [_pair(word) for word in options.values] + list(combination)
+            pairs = given + list(combination)
             values = base | _parsed(notebook, pairs)
             notebook.check_values(values)
             points.append(_point(notebook, values, options.profile or "default", pairs))
     if not points:
         raise UsageError(f"no notebook has a profile {options.profile!r} yet.")
     return points
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    for name in ("jobs", "timeout"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} is {value}, but must be at least 1.")
+    if options.record and (options.values or options.grid):
+        raise UsageError(
+            "--record keeps the outputs of the default parameters or of a profile: "
+            "leave out -p and --grid."
+        )
+    name = options.name
+    if name and (not re.fullmatch(r"[\w.+-]+", name) or name.startswith(".")):
+        raise UsageError(f"--name is {name!r}; use letters, digits and . _ + - only.")
+
+
+def _profile_values(
+    notebook: Notebook, options: argparse.Namespace
+) -> dict[str, Any] | None:
+    """The values of the profile asked for; None where a notebook is to be left out."""
+    if not options.profile:
+        return {}
+    found = notebook.profile(options.profile)
+    if found is None and options.notebooks:
+        raise UsageError(
+            f"{notebook.name} has no profile {options.profile!r}: there is no "
+            f"notebooks/profiles/{notebook.name}.{options.profile}.yaml."
+        )
+    return found
 
 
 def _point(
@@ -173,8 +214,8 @@ def _point(
         label += f".{profile}"
     if pairs:
         words = ",".join(f"{name}={value}" for name, value in pairs)
-        safe = re.sub(r"[^\w.,=+-]", "_", words)
-        if len(safe) > 80:
+        safe = re.sub(r"[^\w.,=+[\]-]", "_", words)
+        if safe != words or len(safe) > 80:  # still one folder a combination
             safe = safe[:60] + "~" + hashlib.sha256(words.encode()).hexdigest()[:8]
         label += f"--{safe}"
     return Point(
@@ -201,18 +242,21 @@ def find_finished(out: Path, key: str) -> Path | None:
         folder = out / entry["folder"]
     except (OSError, ValueError, KeyError):
         return None
-    result = read_result(folder)
-    return folder if result and result.get("ok") and result.get("key") == key else None
+    result = read_result(folder) or {}
+    good = result.get("ok") and result.get("key") == key and whole(folder, result)
+    return folder if good else None
 
 
 def execute(point: Point, options: argparse.Namespace) -> dict[str, Any]:
     """Run a point, or take it over from an earlier run with the same key."""
     lock = FileLock(_index(options.out, point.key).with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        point.state = "another run is at it"
-        lock.acquire()
+    while not lock.is_locked:
+        if stopping.is_set():
+            return STOPPED | {"seconds": 0}
+        try:
+            lock.acquire(timeout=0.2)
+        except Timeout:
+            point.state = "another run is at it"
     try:
         if not options.fresh and (old := find_finished(options.out, point.key)):
             if old != point.folder:
@@ -256,18 +300,13 @@ def _outcome(point: Point) -> str:
 
 
 def _view(points: list[Point]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("notebook", "state", "cell", "time"):
-        table.add_column(name)
-    for point in points:
-        if point.result:
-            seconds = point.result.get("seconds", 0)
-            shown = "" if point.result.get("reused") else _clock(seconds)
-            table.add_row(point.label, _outcome(point), "", shown)
-        elif point.state != "waiting":
+    """What is at work; what is finished has been printed above."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    left = [point for point in points if not point.result]
+    for point in left:
+        if point.state != "waiting":
             table.add_row(point.label, point.state, *_progress(point))
-    waiting = sum(not p.result and p.state == "waiting" for p in points)
-    if waiting:
+    if waiting := sum(point.state == "waiting" for point in left):
         table.add_row(f"... and {waiting} waiting")
     return table
 
@@ -278,51 +317,70 @@ def _line(point: Point) -> str:
     return f"{point.label}: {_outcome(point)}{time_}"
 
 
+class _Display:
+    """Progress: a live table on a terminal; elsewhere a line now and then."""
+
+    def __init__(self, points: list[Point]) -> None:
+        self.points = points
+        self.live = Live(console=console, refresh_per_second=4, transient=True)
+        self.told = time.monotonic()
+
+    def __enter__(self) -> _Display:
+        if console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.live.stop()
+
+    def finished(self, point: Point) -> None:
+        console.print(_line(point), markup=False)
+
+    def tick(self) -> None:
+        if console.is_terminal:
+            self.live.update(_view(self.points))
+        elif time.monotonic() - self.told > 15:
+            self.told = time.monotonic()
+            for point in self.points:
+                if point.state != "waiting" and not point.result:
+                    at = [point.state, *filter(None, _progress(point))]
+                    console.print(f"{point.label}: {', '.join(at)}", markup=False)
+
+
 def drive(points: list[Point], options: argparse.Namespace) -> bool:
     """Run all points on an executor with live progress; False if interrupted."""
     order = sorted(points, key=lambda p: -p.notebook.seconds)
-    jobs = min(options.jobs, len(order))
-    executor = ThreadPoolExecutor(max_workers=jobs)
-    futures: dict[Future, Point] = {}
-    live = console.is_terminal
-    view = Live(_view(points), console=console, refresh_per_second=4, transient=True)
-    told = time.monotonic()
-    try:
-        if live:
-            view.start()
-        futures = {executor.submit(execute, point, options): point for point in order}
-        pending = set(futures)
-        while pending:
-            done, pending = wait(pending, timeout=0.25, return_when=FIRST_COMPLETED)
-            for future in done:
-                point = futures[future]
-                point.result = _settled(future)
-                if not live:
-                    console.print(_line(point), markup=False)
-            if live:
-                view.update(_view(points))
-            elif time.monotonic() - told > 15:
-                told = time.monotonic()
-                for point in (
-                    p for p in points if p.state == "running" and not p.result
-                ):
-                    console.print(f"{point.label}: {', '.join(_progress(point))}")
-        return True
-    except KeyboardInterrupt:
-        executor.shutdown(wait=False, cancel_futures=True)
-        stop_children()
-        return False
-    finally:
-        if live:
-            view.stop()
-        executor.shutdown(wait=True, cancel_futures=True)
+    executor = ThreadPoolExecutor(max_workers=min(options.jobs, len(order)))
+    futures = {executor.submit(execute, point, options): point for point in order}
+    pending, complete = set(futures), True
+    with _Display(points) as display:
+        try:
+            while pending:
+                done, pending = wait(pending, timeout=0.25, return_when=FIRST_COMPLETED)
+                for future in done:
+                    futures[future].result = _settled(future)
+                    display.finished(futures[future])
+                display.tick()
+        except KeyboardInterrupt:
+            complete = False
+            executor.shutdown(wait=False, cancel_futures=True)
+            stop_children()
+    executor.shutdown(wait=True)
+    for future in (f for f in pending if not f.cancelled()):
+        futures[future].result = _settled(future)
+        console.print(_line(futures[future]), markup=False)
+    return complete
 
 
 def _settled(future: Future) -> dict[str, Any]:
+    """A point's result; trouble outside the notebook becomes a sentence as well."""
     try:
         return future.result()
     except OSError as error:
-        return {"ok": False, "error": disk_words(error), "seconds": 0}
+        words = disk_words(error)
+    except Exception as error:
+        words = f"the runner failed ({type(error).__name__}: {error})"
+    return {"ok": False, "error": words, "seconds": 0}
 
 
 def disk_words(error: OSError) -> str:
@@ -338,7 +396,7 @@ def disk_words(error: OSError) -> str:
         errno.ENOENT: f"{where} cannot be made",
     }
     reason = reasons.get(error.errno, f"{where}: {error.strerror or error}")
-    return f"the results cannot be written, because {reason}; or give --out FOLDER."
+    return f"the results cannot be written: {reason}. --out FOLDER takes another place."
 
 
 # --- what came of it -----------------------------------------------------------------
@@ -382,17 +440,14 @@ def scoreboard(points: list[Point]) -> Table:
 
 
 def write_summary(folder: Path, points: list[Point]) -> None:
-    """claims.json (the same for the same commit) and run.json (with times)."""
-    write_json(folder / "claims.json", {p.label: claims_of(p) for p in points})
-    runs = {
-        p.label: {
-            "parameters": p.values,
-            "profile": p.profile,
-            "hash": p.hash,
-            **p.result,
-        }
-        for p in points
-    }
+    """claims.json (the same for the same commit) and run.json (provenance, times)."""
+    ran = [p for p in points if p.result]
+    write_json(folder / "claims.json", {p.label: claims_of(p) for p in ran})
+    runs = {}
+    for p in ran:
+        values = p.notebook.resolved(p.values)
+        found = provenance(p.hash, values, p.folder / "out" / p.notebook.name)
+        runs[p.label] = p.result | {"profile": p.profile, "provenance": found}
     write_json(folder / "run.json", runs)
 
 
@@ -400,15 +455,23 @@ def stale_lines() -> list[str]:
     """Recorded results that are older than the code that would make them today."""
     known = {notebook.name: notebook for notebook in every_notebook()}
     lines = []
-    for run in results_table():
-        if run.notebook not in known:
-            lines.append(f"results/{run.notebook}.{run.profile}.json has no notebook.")
-        elif stale(known[run.notebook], run.profile, run.provenance["hash"]):
-            option = "" if run.profile == "default" else f" --profile {run.profile}"
-            lines.append(
-                f"results/{run.notebook}.{run.profile}.json is stale (older than its "
-                f"code): ./ci/run {run.notebook[:2]}{option} --record renews it."
-            )
+    try:
+        recorded = results_table()
+    except ValueError as error:  # a damaged file; the text names it
+        return [str(error)]
+    for run in recorded:
+        name = f"results/{run.notebook}.{run.profile}.json"
+        option = "" if run.profile == "default" else f" --profile {run.profile}"
+        try:
+            if run.notebook not in known:
+                lines.append(f"{name} has no notebook.")
+            elif stale(known[run.notebook], run.profile, run.provenance["hash"]):
+                lines.append(
+                    f"{name} is stale (older than its code): "
+                    f"./ci/run {run.notebook[:2]}{option} --record renews it."
+                )
+        except ParameterError as error:
+            lines.append(f"{name} is stale: {error}")
     return lines
 
 
@@ -423,7 +486,8 @@ def waves(points: list[Point], recording: bool) -> list[list[Point]]:
 def list_parameters(chosen: list[Notebook]) -> None:
     """Print each notebook's parameters with types, defaults, rules and help."""
     for notebook in chosen:
-        console.print(f"[bold]{notebook.name}[/]  {notebook.front.get('question', '')}")
+        title = f"{notebook.name}  {notebook.front.get('question', '')}"
+        console.print(title, markup=False, style="bold")
         for p in notebook.parameters:
             rule = notebook.rules.get(p.name)
             words = f"   {p.name}: {p.type} = {p.default!r}  {p.help}"
@@ -433,8 +497,6 @@ def list_parameters(chosen: list[Notebook]) -> None:
 def _run_folder(options: argparse.Namespace) -> Path:
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     name = options.name or stamp
-    if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
-        raise UsageError(f"--name is {name!r}; use letters, digits and . _ + - only.")
     folder, k = options.out / name, 1
     if options.name:
         folder.mkdir(parents=True, exist_ok=True)
@@ -452,6 +514,7 @@ def _run_folder(options: argparse.Namespace) -> Path:
 
 def run(options: argparse.Namespace) -> int:
     """Run what is asked for; return 0, 1 after a failure, 130 interrupted."""
+    stopping.clear()
     if options.list:
         list_parameters(select(options.notebooks))
         return 0
@@ -469,12 +532,24 @@ def run(options: argparse.Namespace) -> int:
         for point in wave:  # what an earlier wave recorded may belong to the key
             point.key = run_key(point.notebook, point.values, point.profile)
         finished = drive(wave, options)
-        if options.record and finished:
-            for point in (p for p in wave if p.result.get("ok")):
-                changed += record(point.notebook, point.folder, point.spec(None))
         if not finished:
             break
+        if options.record:
+            for point in (p for p in wave if p.result.get("ok")):
+                changed += _recorded(point)
+    if options.record and finished and update_readme():
+        changed.append("README.md")
     return report(points, folder, finished, changed)
+
+
+def _recorded(point: Point) -> list[str]:
+    """Write a finished point back; what cannot be written fails the point."""
+    try:
+        return record(point.notebook, point.folder, point.spec(None))
+    except (OSError, ValueError) as error:
+        words = f"it ran, but could not be recorded: {error}"
+        point.result |= {"ok": False, "error": words}
+        return []
 
 
 def report(
@@ -516,6 +591,12 @@ def main(words: list[str] | None = None) -> int:
     except (UsageError, ParameterError) as error:
         print(f"run: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"run: {disk_words(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("run: interrupted; what is finished is kept.", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

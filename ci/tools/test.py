@@ -16,10 +16,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from ci.tools.contract import problems
 from ci.tools.notebooks import Notebook, UsageError, every_notebook, select
 from ci.tools.publish import readme_text
+from ci.tools.run import stale_lines
 from lib.kit.collection import parts
 from lib.kit.start import ROOT, fixed_environment
 
@@ -36,12 +38,16 @@ def _python(*words: str, **variables: str) -> bool:
     return _call([sys.executable, "-m", *words], **variables)
 
 
-def _module(notebook: Notebook) -> str:
-    for part in parts():
-        for entry in part["notebooks"]:
-            if entry["name"] == notebook.name:
-                return entry["module"]
-    return notebook.name[3:]
+def _of_module(module: str, folder: Path, prefix: str = "") -> list[Path]:
+    """A module's files in a folder, without those of a longer-named neighbour."""
+    known = {e["module"] for part in parts() for e in part["notebooks"]}
+    longer = tuple(prefix + m for m in known if m.startswith(f"{module}_"))
+    found = [
+        path
+        for path in sorted(folder.glob(f"{prefix}{module}*"))
+        if path.stem == prefix + module or path.stem.startswith(f"{prefix}{module}_")
+    ]
+    return [p for p in found if not (longer and p.stem.startswith(longer))]
 
 
 def lint(chosen: list[Notebook], whole: bool) -> bool:
@@ -49,8 +55,8 @@ def lint(chosen: list[Notebook], whole: bool) -> bool:
     paths = ["."]
     if not whole:
         paths = [str(n.path) for n in chosen]
-        for module in map(_module, chosen):
-            paths += [str(p) for p in (ROOT / "lib").glob(f"{module}*") if p.exists()]
+        for module in (n.module for n in chosen):
+            paths += [str(path) for path in _of_module(module, ROOT / "lib")]
     good = _python("ruff", "check", "--quiet", *paths)
     good &= _python("ruff", "format", "--check", "--quiet", *paths)
     if not good:
@@ -59,11 +65,25 @@ def lint(chosen: list[Notebook], whole: bool) -> bool:
         for sentence in problems(notebook.path):
             good = False
             print(f"{notebook.name}: {sentence}")
+    names = tuple(f"results/{n.name}." for n in chosen)
+    for sentence in stale_lines():
+        if whole or sentence.startswith(names):
+            # The default outputs are renewed in a minute; a long run's are only marked.
+            good &= ".default.json" not in sentence
+            print(sentence)
+    return good & readme_is_current()
+
+
+def readme_is_current() -> bool:
+    """Whether the README's generated table is that of the notebooks."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    if readme_text(readme) != readme:
-        good = False
+    try:
+        if readme_text(readme) == readme:
+            return True
         print("README.md: its table is older than the notebooks: ./ci/run --record.")
-    return good
+    except UsageError as error:
+        print(error)
+    return False
 
 
 def unit_tests(chosen: list[Notebook], whole: bool, jobs: int) -> bool:
@@ -73,8 +93,8 @@ def unit_tests(chosen: list[Notebook], whole: bool, jobs: int) -> bool:
     if not whole:
         paths = [
             path
-            for module in map(_module, chosen)
-            for path in sorted(tests.glob(f"test_{module}*"))
+            for module in (n.module for n in chosen)
+            for path in _of_module(module, tests, "test_")
         ]
     if not paths:
         print("no tests of its own")
@@ -113,6 +133,8 @@ def main(words: list[str] | None = None) -> int:
     p.add_argument("notebooks", nargs="*", help="number or name; everything if none")
     p.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = p.parse_args(words)
+    if options.jobs < 1:
+        p.error(f"--jobs is {options.jobs}, but must be at least 1.")
     try:
         chosen = select(options.notebooks)
     except UsageError as error:
@@ -143,4 +165,8 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("test: interrupted", file=sys.stderr)
+        sys.exit(130)

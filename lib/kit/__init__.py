@@ -8,6 +8,7 @@ from lib.kit.audio import audio
 from lib.kit.cache import CacheError, cached, download, shipped
 from lib.kit.claims import ClaimError, Claims, say
 from lib.kit.collection import collection_map
+from lib.kit.exercises import exercise
 from lib.kit.explorers import explorer
 from lib.kit.figures import COLORS, digest, show, style
 from lib.kit.parameters import ParameterError, check
@@ -34,6 +35,7 @@ __all__ = [
     "device",
     "digest",
     "download",
+    "exercise",
     "explorer",
     "recorded",
     "results_table",

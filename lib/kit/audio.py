@@ -9,19 +9,25 @@ import wave
 
 import numpy as np
 
-from lib.kit.claims import number
+from lib.kit.claims import floats, number
 from lib.kit.figures import _summary
 
 
-def audio(samples: np.ndarray, rate: int, alt: str) -> None:
+def audio(samples: np.ndarray, rate: float, alt: str) -> None:
     """Display a player for mono sound with its description and digest.
 
     samples: (length,) floats in [-1, 1]; louder sound is scaled down. rate: samples
-    per second. alt: what is heard. Raises ValueError for another shape or nan.
+    per second. alt: what is heard. Raises ValueError for another shape, nan, a rate
+    that is no positive number, or no description.
     """
     from IPython.display import display
 
-    samples = np.asarray(samples, dtype=float)
+    if not alt.strip():
+        raise ValueError("audio needs an alt text: say in a few words what is heard.")
+    if not 1 <= rate < 2**31:
+        raise ValueError(f"audio was given the rate {rate!r}: give samples per second.")
+    rate = int(round(rate, 0))
+    samples = floats(samples)
     if samples.ndim != 1 or not samples.size:
         raise ValueError(
             f"audio takes mono sound of shape (length,), not {samples.shape}: pass one "

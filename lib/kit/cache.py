@@ -8,6 +8,7 @@ file build it once.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -18,6 +19,9 @@ from pathlib import Path
 
 from lib.kit.start import ROOT
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+CLOSED = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+
 _verified: dict[tuple[str, int, int], str] = {}  # hashed in this process already
 
 
@@ -27,7 +31,8 @@ class CacheError(RuntimeError):
 
 def cache_folder() -> Path:
     """data/cache, or the folder that COLLECTION_CACHE names."""
-    return Path(os.environ.get("COLLECTION_CACHE") or ROOT / "data" / "cache")
+    asked = os.environ.get("COLLECTION_CACHE")
+    return Path(asked).expanduser() if asked else ROOT / "data" / "cache"
 
 
 def checksum(path: Path) -> str:
@@ -48,19 +53,24 @@ def _tell(text: str) -> None:
     print(f"cache: {text}", file=sys.stderr)
 
 
-def _whole(path: Path, sha256: str | None) -> bool:
-    """Whether a cached file is there and undamaged; says what is wrong with it."""
-    seal = path.with_name(path.name + ".sha256")
-    if not path.exists():
-        return False
-    if not seal.exists():
-        _tell(f"{path.name} is half-written (it has no checksum); building it again.")
-        return False
-    expected = sha256 or seal.read_text().strip()
-    if checksum(path) != expected:
-        _tell(f"{path.name} is damaged (its checksum differs); building it again.")
-        return False
-    return True
+def _seal(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _fault(path: Path, sha256: str | None) -> str | None:
+    """None for a whole file, "absent", or what is wrong with it.
+
+    A file whose checksum is known in advance needs no seal: a reader may put it there.
+    """
+    try:
+        found = checksum(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return "absent"
+    try:
+        expected = sha256 or _seal(path).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return "half-written (it has no checksum)"
+    return None if found == expected else "damaged (its checksum differs)"
 
 
 def cached(name: str, build: Callable[[Path], None], sha256: str | None = None) -> Path:
@@ -75,25 +85,33 @@ def cached(name: str, build: Callable[[Path], None], sha256: str | None = None) 
 
     path = cache_folder() / name
     try:
+        # A whole file needs no lock, so a folder that is only readable serves too.
+        if _fault(path, sha256) is None:
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(path.name + ".lock")):
-            if not _whole(path, sha256):
+            fault = _fault(path, sha256)  # another process may have built it meanwhile
+            if fault not in (None, "absent"):
+                _tell(f"{path.name} is {fault}; building it again.")
+            if fault is not None:
                 _build(path, build, sha256)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            reason = "the disk is full: free some space"
-        elif error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
-            reason = f"{path.parent} cannot be written ({error.strerror})"
+        if error.errno in FULL:
+            reason = "the disk is full. Free some space"
+        elif error.errno in CLOSED:
+            reason = f"{path.parent} cannot be written ({error.strerror}). Make it so"
         else:
             raise
         raise CacheError(
             f"{name} could not be put into the cache, because {reason}, or set "
-            "COLLECTION_CACHE to a folder elsewhere. Nothing that was there is lost."
+            "COLLECTION_CACHE to a folder elsewhere."
         ) from error
     return path
 
 
 def _build(path: Path, build: Callable[[Path], None], sha256: str | None) -> None:
+    for left in path.parent.glob(f".{'?' * 8}.{glob.escape(path.name)}*"):
+        left.unlink(missing_ok=True)  # by a process that was killed: we hold the lock
     part = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     try:
         build(part)
@@ -107,15 +125,13 @@ def _build(path: Path, build: Callable[[Path], None], sha256: str | None) -> Non
                 f"{path.name} was built with checksum {found[:12]}..., but "
                 f"{sha256[:12]}... was expected: its source has changed."
             )
-        seal = path.with_name(path.name + ".sha256")
-        # The seal goes first: a file without its seal counts as half-written.
-        seal.unlink(missing_ok=True)
+        _seal(part).write_text(found + "\n", encoding="utf-8")
+        # Cut off between these two, the file has no seal or does not fit the old one.
         os.replace(part, path)
-        part_seal = part.with_name(part.name + ".sha256")
-        part_seal.write_text(found + "\n")
-        os.replace(part_seal, seal)
+        os.replace(_seal(part), _seal(path))
     finally:
         part.unlink(missing_ok=True)
+        _seal(part).unlink(missing_ok=True)
 
 
 def download(url: str, name: str, sha256: str) -> Path:
@@ -127,6 +143,7 @@ def download(url: str, name: str, sha256: str) -> Path:
     def fetch(path: Path) -> None:
         import pooch
 
+        pooch.get_logger().setLevel("WARNING")  # else it reports on stderr
         try:
             pooch.retrieve(
                 url, known_hash=f"sha256:{sha256}", path=path.parent, fname=path.name
@@ -145,7 +162,13 @@ def shipped(name: str, folder: Path = ROOT / "data") -> Path:
 
     Raises CacheError when the manifest does not name it or the file differs from it.
     """
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise CacheError(
+            f"data/manifest.json cannot be read ({error}): restore it with `git "
+            "checkout data`."
+        ) from None
     if name not in manifest:
         raise CacheError(
             f"data/manifest.json names no {name!r}; it names "

@@ -11,7 +11,7 @@ from __future__ import annotations
 import html
 import json
 import math
-import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -44,37 +44,57 @@ class Claim:
 
 
 def number(value: float) -> str:
-    """A number with four significant digits that all stand in the text."""
+    """A number with four significant digits that all stand in the text.
+
+    It always has decimals or an exponent, so that nbval never takes it for an integer.
+    """
     value = float(value)
     if math.isnan(value) or math.isinf(value):
         return str(value)
     if value == 0:
         return "0.000"
-    size = math.floor(math.log10(abs(value)))
-    if -3 <= size < 4:
-        return f"{value:.{max(3 - size, 0)}f}" + ("." if size == 3 else "")
-    return f"{value:.3e}"
+    short = f"{value:.3e}"
+    size = int(short.partition("e")[2])  # after rounding: 9.9999 has the size of 10
+    return f"{value:.{3 - size}f}" if -4 < size < 3 else short
+
+
+def floats(value: Any) -> np.ndarray:
+    """A number, sequence or tensor (of any device, with or without gradient)."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+    elif isinstance(value, list | tuple):
+        value = [floats(item) if hasattr(item, "detach") else item for item in value]
+    return np.asarray(value, dtype=float)
 
 
 def _numbers(value: Any) -> str:
-    flat = np.atleast_1d(np.asarray(value, dtype=float)).ravel()
-    shown = [number(x) for x in flat[:6]]
+    """The first six numbers; counts (Python's or numpy's integers) stay integers."""
+    flat = np.atleast_1d(floats(value)).ravel()
+    whole = not hasattr(value, "detach") and np.asarray(value).dtype.kind in "iub"
+    shown = [str(int(x)) if whole else number(x) for x in flat[:6]]
     return ", ".join(shown) + (f", ... ({flat.size})" if flat.size > 6 else "")
 
 
 def _plain(value: Any) -> Any:
     """A value as JSON knows it; nan and inf become words."""
-    flat = np.atleast_1d(np.asarray(value, dtype=float)).ravel().tolist()
-    flat = [x if math.isfinite(x) else str(x) for x in flat]
-    return flat[0] if np.ndim(value) == 0 else flat
+    value = floats(value)
+    flat = [x if math.isfinite(x) else str(x) for x in value.ravel().tolist()]
+    return flat[0] if value.ndim == 0 else flat
 
 
 def interval(effects: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Student's t interval of the mean of independent effects (one a seed)."""
+    """Student's t interval of the mean of independent effects (one a seed).
+
+    Raises ValueError for fewer than two effects.
+    """
     from scipy.special import stdtrit
 
-    effects = np.asarray(effects, dtype=float)
+    effects = floats(effects)
     n = effects.size
+    if n < 2:
+        raise ValueError(f"an interval needs at least two effects, but {n} was given.")
+    if not np.isfinite(effects).all():
+        return math.nan, math.nan
     half = stdtrit(n - 1, 0.5 + level / 2) * effects.std(ddof=1) / math.sqrt(n)
     return float(effects.mean() - half), float(effects.mean() + half)
 
@@ -96,7 +116,11 @@ class Claims:
                 f"of {', '.join(READ)}."
             )
         # Running a cell again replaces its claim instead of listing it twice.
-        self.claims = [c for c in self.claims if c.id != claim.id] + [claim]
+        for place, old in enumerate(self.claims):
+            if old.id == claim.id:
+                self.claims[place] = claim
+                return
+        self.claims.append(claim)
 
     def identity(
         self,
@@ -110,11 +134,14 @@ class Claims:
     ) -> None:
         """An equality that must hold to rounding: residual <= tol.
 
-        residual: the largest deviation, absolute or relative as the statement says.
-        The table prints the tolerance as a bound, since rounding differs between
-        machines; the JSON keeps the residual.
+        residual: the largest deviation, absolute or relative as the statement says (or
+        all deviations). The table prints the tolerance as a bound, since rounding
+        differs between machines; the JSON keeps the residual.
         """
-        residual = float(np.max(residual))
+        deviations = np.abs(floats(residual))
+        if not deviations.size:
+            raise ValueError(f"identity {id} was given no residual: nothing is tested.")
+        residual = float(deviations.max())
         holds = residual <= tol  # False for nan
         self._add(
             Claim(
@@ -123,8 +150,8 @@ class Claims:
                 statement=statement,
                 source=source,
                 read=read,
-                expected=f"residual <= {tol:.0e}",
-                measured=f"<= {tol:.0e}" if holds else f"{residual:.3e}",
+                expected=f"residual <= {tol:g}",
+                measured=f"<= {tol:g}" if holds else f"{residual:.3e}",
                 verdict="holds" if holds else "FAILED",
                 value=_plain(residual),
                 details={"tolerance": tol},
@@ -148,29 +175,39 @@ class Claims:
     ) -> None:
         """A closed form (expected, rtol or atol) or a bound (at_most, at_least).
 
-        measured, expected and bounds: scalars or sequences of equal length. hypotheses:
-        what the theorem assumes and how the run meets it, shown beside the statement.
+        measured, expected and bounds: scalars or sequences of equal length (a scalar
+        holds for each element). hypotheses: what the theorem assumes and how the run
+        meets it, shown beside the statement.
         """
         if (expected is None) == (at_most is None and at_least is None):
             raise ValueError(
                 f"theorem {id} needs either an expected value or a bound (at_most, "
                 "at_least), not both and not neither."
             )
-        value = np.asarray(measured, dtype=float)
+        value = floats(measured)
+        if not value.size:
+            raise ValueError(f"theorem {id} was given no value: nothing is tested.")
+        for limit in (expected, at_most, at_least):
+            shape = value.shape if limit is None else floats(limit).shape
+            if shape not in ((), value.shape):
+                raise ValueError(
+                    f"theorem {id} compares {value.shape} measured values with {shape} "
+                    "expected ones: give as many of each, or one expected value."
+                )
         if expected is not None:
             if not (rtol or atol):
                 raise ValueError(f"theorem {id} needs a tolerance: give rtol or atol.")
-            target = np.asarray(expected, dtype=float)
-            holds = bool(np.all(np.abs(value - target) <= atol + rtol * np.abs(target)))
+            target = floats(expected)
+            holds = bool(np.isclose(value, target, rtol=rtol, atol=atol).all())
             parts = [f"rtol {rtol:g}"] * bool(rtol) + [f"atol {atol:g}"] * bool(atol)
-            words = f"{_numbers(target)} ({', '.join(parts)})"
+            words = f"{_numbers(expected)} ({', '.join(parts)})"
         else:
             holds, words = not np.isnan(value).any(), []
             if at_least is not None:
-                holds &= bool(np.all(value >= np.asarray(at_least, dtype=float)))
+                holds &= (value >= floats(at_least)).all()
                 words.append(f">= {_numbers(at_least)}")
             if at_most is not None:
-                holds &= bool(np.all(value <= np.asarray(at_most, dtype=float)))
+                holds &= (value <= floats(at_most)).all()
                 words.append(f"<= {_numbers(at_most)}")
             words = " and ".join(words)
         self._add(
@@ -181,7 +218,7 @@ class Claims:
                 source=source,
                 read=read,
                 expected=words,
-                measured=_numbers(value),
+                measured=_numbers(measured),
                 verdict="holds" if holds else "FAILED",
                 value=_plain(measured),
                 details={"hypotheses": hypotheses} if hypotheses else {},
@@ -205,24 +242,32 @@ class Claims:
         effects: (seeds,) differences, or fitted exponents. expect: the open interval in
         which the paper's effect lies; (0, None) means "positive". *seen*: the interval
         of the mean lies inside; *opposite*: it lies outside; *inconclusive* otherwise.
-        Under three seeds it is not judged. Never raises.
+        Under three seeds it is not judged. No outcome raises; an empty `expect` does.
         """
-        effects = [float(x) for x in effects]
+        effects = floats(effects).ravel().tolist()
         low = -math.inf if expect[0] is None else expect[0]
         high = math.inf if expect[1] is None else expect[1]
+        if not low < high or (math.isinf(low) and math.isinf(high)):
+            raise ValueError(
+                f"trend {id} expects an effect in {tuple(expect)}: give (low, None), "
+                "(None, high) or (low, high) with low < high."
+            )
         details = {"effects": _plain(effects), "unit": unit, "published": published}
-        mean = float(np.mean(effects))
+        mean = math.nan  # also where a seed gave nan or inf: no mean to speak of
+        if effects and np.isfinite(effects).all():
+            mean = float(np.mean(effects))
         if len(effects) < 3:
-            verdict = f"not judged ({len(effects)} seeds)"
+            seeds = "1 seed" if len(effects) == 1 else f"{len(effects)} seeds"
+            verdict = f"not judged ({seeds})"
             measured = f"{number(mean)} {unit}".strip()
         else:
             left, right = interval(effects)
-            details["interval"] = [left, right]
+            details["interval"] = _plain([left, right])
             if left > low and right < high:
                 verdict = "seen"
-            elif right <= low or left >= high:
-                verdict = "opposite" if right < low or left > high else "inconclusive"
-            else:
+            elif right < low or left > high:
+                verdict = "opposite"
+            else:  # also nan
                 verdict = "inconclusive"
             measured = (
                 f"{number(mean)} [{number(left)}, {number(right)}] {unit}".strip()
@@ -266,13 +311,14 @@ class Claims:
             )
 
     def write(self) -> Path | None:
-        """Write claims.json where the runner asked for it (KIT_OUTPUT), if it did."""
-        from lib.kit.results import output_folder, write_json
+        """Write claims.json into this run's folder; None where there is none."""
+        from lib.kit.results import note_gpu, output_folder, write_json
 
         folder = output_folder(self.notebook)
         if folder is None:
             return None
-        rows = [asdict(claim) for claim in self.claims]
+        note_gpu(folder)
+        rows = [asdict(claim) for claim in sorted(self.claims, key=_order)]
         return write_json(
             folder / "claims.json", {"notebook": self.notebook, "claims": rows}
         )
@@ -280,12 +326,13 @@ class Claims:
     def text(self) -> str:
         """The table as lines of text."""
         lines = []
-        for c in self.claims:
+        for c in sorted(self.claims, key=_order):
+            read = f" ({words})" if (words := _read_words(c)) else ""
             lines += [
                 f"{c.id} [{c.kind}] {c.verdict}",
                 f"   {c.statement}",
                 f"   expected {c.expected}; measured {c.measured}",
-                f"   source: {c.source} ({_read_words(c.read)})",
+                f"   source: {c.source}{read}",
             ]
             if hypotheses := c.details.get("hypotheses"):
                 lines.append(f"   hypotheses: {hypotheses}")
@@ -295,15 +342,24 @@ class Claims:
         """The table for a page; no colours of its own, so that it suits any theme."""
         heads = ("", "claim", "source", "expected", "measured", "verdict")
         head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-        rows = "".join(_row(claim) for claim in self.claims)
+        rows = "".join(_row(c) for c in sorted(self.claims, key=_order))
         return (
-            f'<table class="claims"><caption>Claims of {self.notebook}</caption>'
+            '<table class="claims">'
+            f"<caption>Claims of {html.escape(self.notebook)}</caption>"
             f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
         )
 
 
-def _read_words(read: str) -> str:
-    return read if read == "derived here" else f"read: {read}"
+def _read_words(claim: Claim) -> str:
+    """How the source was read, where the source does not say so itself."""
+    if claim.read in claim.source:
+        return ""
+    return claim.read if claim.read == "derived here" else f"read: {claim.read}"
+
+
+def _order(claim: Claim) -> list[Any]:
+    """C2 before C10, and both in the order of the notebook's first table."""
+    return [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", claim.id)]
 
 
 def _row(c: Claim) -> str:
@@ -311,7 +367,7 @@ def _row(c: Claim) -> str:
     statement = f"{esc(c.statement)} <em>({c.kind})</em>"
     if hypotheses := c.details.get("hypotheses"):
         statement += f"<br><small>hypotheses: {esc(hypotheses)}</small>"
-    source = f"{esc(c.source)}<br><small>{esc(_read_words(c.read))}</small>"
+    source = f"{esc(c.source)}<br><small>{esc(_read_words(c))}</small>"
     mark = MARKS.get(c.verdict, "·")
     left = 'style="text-align:left"'
     cells = [statement, source, esc(c.expected), esc(c.measured)]
@@ -335,8 +391,3 @@ def say(text: str, **values: Any) -> None:
 def read_claims(path: Path) -> list[dict[str, Any]]:
     """The rows of a claims.json."""
     return json.loads(path.read_text(encoding="utf-8"))["claims"]
-
-
-def recording() -> bool:
-    """Whether the runner collects this run's claims and tables."""
-    return bool(os.environ.get("KIT_OUTPUT"))

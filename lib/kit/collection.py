@@ -8,12 +8,9 @@ made from these two, so they cannot disagree with the notebooks.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lib.kit.start import ROOT
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 NOTEBOOKS = ROOT / "notebooks"
 FIELDS = ("title", "question", "time", "papers")
@@ -24,7 +21,13 @@ def front_matter(name: str) -> dict[str, Any] | None:
     path = NOTEBOOKS / f"{name}.ipynb"
     if not path.exists():
         return None
-    metadata = json.loads(path.read_text(encoding="utf-8"))["metadata"]
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))["metadata"]
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"notebooks/{name}.ipynb cannot be read ({type(error).__name__}: {error}): "
+            "restore it from version control."
+        ) from None
     return {field: metadata.get("collection", {}).get(field) for field in FIELDS}
 
 
@@ -37,22 +40,23 @@ def parts() -> list[dict[str, Any]]:
     return plan
 
 
-def collection_map() -> pd.DataFrame:
-    """One row a notebook: part, notebook, question (or planned theme), time, papers."""
-    import pandas as pd
+def collection_map(folder: str = "") -> str:
+    """The map as a Markdown table: notebook, question or planned theme, time, papers.
 
-    rows = []
+    folder: what stands before a notebook's name in links ("notebooks/" in the README).
+    """
+    lines = ["| notebook | question | time | papers |", "|---|---|---|---|"]
     for part in parts():
+        lines.append(f"| **{part['number']} {part['title']}** | | | |")
         for entry in part["notebooks"]:
-            front = entry["front"]
-            papers = front["papers"] if front else []
-            rows.append(
-                {
-                    "part": f"{part['number']} {part['title']}",
-                    "notebook": entry["name"],
-                    "question": front["question"] if front else entry["theme"],
-                    "time": front["time"] if front else "planned",
-                    "papers": ", ".join(papers),
-                }
+            name, front = entry["name"], entry["front"]
+            if front is None:
+                lines.append(f"| {name} | *planned:* {entry['theme']} | | |")
+                continue
+            papers = ", ".join(
+                f"[{p}](https://arxiv.org/abs/{p})" for p in front["papers"]
             )
-    return pd.DataFrame(rows)
+            link = f"[{name}]({folder}{name}.ipynb)"
+            cells = (link, front["question"], front["time"], papers)
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -13,12 +13,13 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lib.kit.figures import digest, png
+from lib.kit.figures import check_alt, digest, png, short_digest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LARGEST = 96  # pictures; more would not fit a notebook of two megabytes
+LARGEST = 96  # pictures
+LARGEST_SIZE = 1_200_000  # characters of all pictures; a notebook has two megabytes
 
 
 def _image(data: bytes, alt: str) -> str:
@@ -31,7 +32,8 @@ def _image(data: bytes, alt: str) -> str:
 
 def _knob(widgets: Any, name: str, values: Sequence[Any]) -> Any:
     """A slider over numbers, a drop-down over words; both have an `index`."""
-    options = [(str(value), value) for value in values]
+    # The options stand for their places: None, equal or odd values select as well.
+    options = [(str(value), place) for place, value in enumerate(values)]
     layout = widgets.Layout(width="min(30em, 95%)")
     kind = widgets.Dropdown if isinstance(values[0], str) else widgets.SelectionSlider
     return kind(
@@ -40,6 +42,29 @@ def _knob(widgets: Any, name: str, values: Sequence[Any]) -> Any:
         style={"description_width": "9em"},
         layout=layout,
     )
+
+
+def _alt(alt: str, names: list[str], values: tuple) -> str:
+    try:
+        said = alt.format(**dict(zip(names, values, strict=True)))
+    except (KeyError, IndexError) as error:
+        raise ValueError(
+            f"the alt text {alt!r} names {error}, but the knobs are {', '.join(names)}."
+        ) from None
+    check_alt(said)
+    return said
+
+
+def _drawn(draw: Callable[..., Figure], state: dict[str, Any]) -> Figure:
+    from matplotlib.figure import Figure
+
+    fig = draw(**state)
+    if not isinstance(fig, Figure):
+        raise TypeError(
+            f"draw returned {type(fig).__name__} for {state}, but must return its "
+            "figure."
+        )
+    return fig
 
 
 def explorer(
@@ -54,7 +79,8 @@ def explorer(
     draw: takes one value of each knob and returns a figure. alt: a format string over
     the knobs that describes a state, such as "Memory of {measure} with N = {N}".
     default: the state shown first (else each knob's first value). knobs: name=values.
-    Raises ValueError when there are too many combinations or the default is unknown.
+    Raises ValueError when there are too many combinations or too large pictures, when
+    the default is unknown, or when the alt text names another knob.
     """
     names = list(knobs)
     states = list(itertools.product(*knobs.values()))
@@ -68,19 +94,25 @@ def explorer(
         raise ValueError(
             f"the default {first} is not a combination of the knobs' values."
         )
-    pictures, lines, alts = {}, [], {}
+    alts = {values: _alt(alt, names, values) for values in states}
+    pictures, lines, size = {}, [], 0
     for values in states:
         state = dict(zip(names, values, strict=True))
-        fig = draw(**state)
-        alts[values] = alt.format(**state)
-        shown = digest(fig)
+        words = ", ".join(f"{name}={value}" for name, value in state.items())
+        fig = _drawn(draw, state)
         if state == first:
-            text = f"Explorer: {alts[values]}\n{shown}"
-            lines.append(f"state {state}: shown above")
+            text = f"Explorer: {alts[values]}\n{digest(fig)}"
+            lines.append(f"{words}: shown above")
         else:
-            curves = [line.strip() for line in shown.splitlines() if " y n=" in line]
-            lines += [f"state {state}: {curve}" for curve in curves[-1:]]
+            lines += [f"{words}: {line}" for line in short_digest(fig)]
         pictures[values] = png(fig, dpi=dpi, colors=48)
+        size += len(pictures[values]) * 4 // 3
+    if size > LARGEST_SIZE:
+        raise ValueError(
+            f"the {len(states)} pictures of this explorer take {size / 1e6:.1f} MB, "
+            f"and {LARGEST_SIZE / 1e6:.1f} MB are possible. Offer fewer values, or "
+            f"take a smaller dpi than {dpi:g}."
+        )
     here = tuple(first[name] for name in names)
     _display(
         names, knobs, pictures, alts, here, "\n".join([text, "all states:", *lines])
@@ -125,19 +157,21 @@ def _linked(
 ) -> Any:
     """The widget tree: one knob a level, and below the last knob the pictures."""
     controls = [_knob(widgets, name, knobs[name]) for name in names]
-    for control, value in zip(controls, here, strict=True):
-        control.value = value
-    if (
-        getattr(widgets, "Stack", None) is None
-    ):  # ipywidgets 7: Python swaps the picture
+    for name, control, value in zip(names, controls, here, strict=True):
+        control.index = list(knobs[name]).index(value)
+    if getattr(widgets, "Stack", None) is None:
+        # ipywidgets 7 has no stack of pictures: Python swaps the one that is there.
         view = widgets.HTML(_image(pictures[here], alts[here]))
 
         def swap(_: Any) -> None:
-            state = tuple(control.value for control in controls)
+            state = tuple(
+                knobs[name][control.index]
+                for name, control in zip(names, controls, strict=True)
+            )
             view.value = _image(pictures[state], alts[state])
 
         for control in controls:
-            control.observe(swap, names="value")
+            control.observe(swap, names="index")
         return widgets.VBox([*controls, view])
     shared = widgets.Layout()
 

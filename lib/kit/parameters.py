@@ -20,7 +20,7 @@ import inspect
 import io
 import math
 import tokenize
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,18 +39,29 @@ class Parameter:
     help: str = ""
 
 
+def _parse(source: str, what: str) -> ast.Module:
+    try:
+        return ast.parse(source)
+    except SyntaxError as error:
+        raise ParameterError(
+            f"{what} is not Python (line {error.lineno}: {error.msg}): it is read "
+            "without IPython, so leave magics and shell lines out."
+        ) from None
+
+
 def read_parameters(source: str) -> list[Parameter]:
     """Read the typed assignments of a parameters cell.
 
     Raises ParameterError when a line is not ``name: type = literal``.
     """
+    tree = _parse(source, "the parameters cell")
     comments = {
         token.start[0]: token.string.lstrip("# ").strip()
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type == tokenize.COMMENT
     }
     found = []
-    for node in ast.parse(source).body:
+    for node in tree.body:
         if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
             raise ParameterError(
                 f"line {node.lineno} of the parameters cell is not a typed assignment: "
@@ -71,7 +82,7 @@ def read_parameters(source: str) -> list[Parameter]:
 
 def read_rules(source: str) -> dict[str, Any] | None:
     """Read the literal arguments of ``kit.check(...)``; None where there is no call."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(_parse(source, "the cell with kit.check(...)")):
         if (
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Attribute)
@@ -80,13 +91,15 @@ def read_rules(source: str) -> dict[str, Any] | None:
             and node.func.value.id == "kit"
         ):
             try:
+                if node.args or any(word.arg is None for word in node.keywords):
+                    raise ValueError("only name=literal can be read")
                 return {
                     word.arg: ast.literal_eval(word.value) for word in node.keywords
                 }
             except (ValueError, TypeError):
                 raise ParameterError(
-                    "kit.check(...) takes literals only, because the runner reads them "
-                    "without running the notebook."
+                    "kit.check(...) takes name=literal only, because the runner reads "
+                    "its rules without running the notebook."
                 ) from None
     return None
 
@@ -107,7 +120,8 @@ def _inner(kind: str) -> str | None:
     head, _, rest = kind.partition("[")
     if head not in ("list", "tuple"):
         return None
-    return rest.rstrip("]").split(",")[0].strip() or "Any"
+    # list[list[int]] loses one bracket, and tuple[int, ...] all but its first type.
+    return rest.removesuffix("]").partition(",")[0].strip() or "Any"
 
 
 def matches(value: Any, kind: str) -> bool:
@@ -117,7 +131,9 @@ def matches(value: Any, kind: str) -> bool:
         if part == "Any" or (part == "None" and value is None):
             return True
         if element is not None and isinstance(value, list | tuple):
-            return all(matches(item, element) for item in value)
+            if all(matches(item, element) for item in value):
+                return True
+            continue
         if part == "bool" and isinstance(value, bool):
             return True
         if isinstance(value, bool):
@@ -144,12 +160,13 @@ def _is_range(rule: Any) -> bool:
 
 def _range_words(low: float | None, high: float | None) -> str:
     if low is None:
-        return f"at most {high}"
+        return "a number" if high is None else f"at most {high}"
     return f"at least {low}" if high is None else f"between {low} and {high}"
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    names = [name for name in known if isinstance(name, str)]
+    close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
@@ -160,11 +177,17 @@ def _check_rule(name: str, value: Any, rule: Any) -> None:
         return
     if value is None:
         return
+    if isinstance(rule, str) or not isinstance(rule, Sequence | Set):
+        raise ParameterError(
+            f"the rule of parameter {name!r} is {rule!r}, but must be a range (low, "
+            "high) or a sequence of choices; one choice is written ('a',)."
+        )
     if _is_range(rule):
         low, high = rule
-        below = low is not None and value < low
-        above = high is not None and value > high
-        if below or above or (isinstance(value, float) and math.isnan(value)):
+        strange = not isinstance(value, int | float) or math.isnan(value)
+        below = not strange and low is not None and value < low
+        above = not strange and high is not None and value > high
+        if strange or below or above:
             raise ParameterError(
                 f"parameter {name!r} is {value!r}, but must be "
                 f"{_range_words(low, high)}."
@@ -192,7 +215,7 @@ def validate(
         if name not in types:
             raise ParameterError(
                 f"{where} has no parameter {name!r}.{_nearest(name, types)} It takes: "
-                f"{', '.join(types)}."
+                f"{', '.join(types) or 'none'}."
             )
         if not matches(value, types[name]):
             raise ParameterError(
@@ -203,25 +226,38 @@ def validate(
             _check_rule(name, value, rules[name])
 
 
+def _literal(text: str) -> Any:
+    """A Python literal, or the text itself where it is none."""
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _items(text: str) -> list[str]:
+    """The elements of ``[1, 2]``, ``['a', 'b']`` or ``a, b``, each as text again."""
+    if isinstance(whole := _literal(text), list | tuple):
+        return [item if isinstance(item, str) else repr(item) for item in whole]
+    body = text.strip().removeprefix("[").removesuffix("]").strip()
+    return [item.strip().strip("'\"") for item in body.split(",")] if body else []
+
+
 def parse_value(text: str, kind: str, name: str = "value") -> Any:
     """Turn a word of the command line into a value of the annotated type."""
     parts = _parts(kind)
-    if "None" in parts and text.lower() in ("none", "null", ""):
+    if "None" in parts and text.strip().lower() in ("none", "null", ""):
         return None
     for part in (p for p in parts if p != "None"):
         element = _inner(part)
         try:
             if element is not None:
-                body = text.strip().removeprefix("[").removesuffix("]").strip()
-                items = [] if not body else body.split(",")
-                return [
-                    parse_value(item.strip().strip("'\""), element, name)
-                    for item in items
-                ]
+                return [parse_value(item, element, name) for item in _items(text)]
+            if part == "Any":
+                return _literal(text)
             if part == "bool":
                 words = {"true": True, "1": True, "yes": True}
                 words |= {"false": False, "0": False, "no": False}
-                return words[text.lower()]
+                return words[text.strip().lower()]
             if part in ("int", "float"):
                 return int(text) if part == "int" else float(text)
             if part == "str":
@@ -237,34 +273,46 @@ def _plain(value: Any) -> bool:
     return isinstance(value, bool | int | float | str | list | tuple | dict)
 
 
+def _annotations(space: dict[str, Any]) -> dict[str, str]:
+    """The annotated names of a notebook and their types, as they were written."""
+    found = space.get("__annotations__")
+    if found is None and callable(space.get("__annotate__")):  # Python 3.14 (PEP 649)
+        found = space["__annotate__"](1)
+    types = {}
+    for name, kind in (found or {}).items():
+        # A generic alias such as list[int] has the bare name of its origin.
+        bare = isinstance(kind, type) and not getattr(kind, "__args__", None)
+        types[name] = kind.__name__ if bare else str(kind)
+    return types
+
+
 def check(**rules: Any) -> None:
     """Check the calling notebook's parameters against their types and these rules.
 
     Keyword arguments: a parameter's name and its rule, ``(low, high)`` or a sequence
-    of choices. Raises ParameterError with one sentence. The first successful call in a
-    kernel also refuses plain values that no line of the parameters cell declares: that
-    is how a misspelt name passed straight to papermill shows.
+    of choices. Raises ParameterError with one sentence. Plain values that stand in the
+    kernel at the first call, although no line of the parameters cell declares them, are
+    refused: that is how a misspelt name passed straight to papermill shows.
     """
     space = inspect.currentframe().f_back.f_globals
-    types = {
-        name: kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
-        for name, kind in space.get("__annotations__", {}).items()
-    }
-    # A generic alias such as list[int] has the bare name of its origin.
-    for name, kind in space.get("__annotations__", {}).items():
-        if not isinstance(kind, str) and getattr(kind, "__args__", None):
-            types[name] = str(kind)
+    types = _annotations(space)
+    if "_parameters_known" not in space:
+        # What later cells define or annotate must not count when this runs again.
+        space["_parameters_known"] = frozenset(types)
+        space["_parameters_strange"] = [
+            name
+            for name, value in space.items()
+            if not name.startswith("_")
+            if name not in types and name not in rules and name not in ("In", "Out")
+            if _plain(value)
+        ]
+    known = space["_parameters_known"] | set(rules)
+    types = {name: kind for name, kind in types.items() if name in known}
     for name in rules:
         if name not in space:
             raise ParameterError(
                 f"kit.check names {name!r}, which is no parameter here."
             )
         types.setdefault(name, "Any")
-    values = {name: space[name] for name in types if name in space}
-    if "_parameters_checked" not in space:
-        for name, value in list(space.items()):
-            known = name.startswith("_") or name in types or name in ("In", "Out")
-            if not known and _plain(value):
-                values[name] = value
-    validate(values, types, rules)
-    space["_parameters_checked"] = True
+    names = [*types, *space["_parameters_strange"]]
+    validate({name: space[name] for name in names if name in space}, types, rules)

@@ -8,10 +8,13 @@ what is needed to judge them: the hash of the code, parameters, versions, proces
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
+import re
 import sys
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +30,10 @@ RESULTS = ROOT / "results"
 def write_json(path: Path, content: Any) -> Path:
     """Write JSON so that a reader sees the old file or the new one, never a half."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    text = json.dumps(
+        content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False
+    )
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         part.write_text(text + "\n", encoding="utf-8")
         os.replace(part, path)
@@ -48,10 +53,11 @@ def output_folder(notebook: str) -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     folder = RESULTS / "runs" / "interactive" / notebook
+    trial = folder / f".writable.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
+        trial.touch()
+        trial.unlink(missing_ok=True)
     except OSError:
         return None
     return folder
@@ -60,8 +66,17 @@ def output_folder(notebook: str) -> Path | None:
 def save_table(notebook: str, name: str, frame: pd.DataFrame) -> None:
     """Save a small table of this run under a name, for the recorded results.
 
-    frame: plain columns (no index is kept), at most 5000 rows.
+    frame: plain columns (no index is kept), at most 5000 rows; twelve significant
+    digits are kept. Raises ValueError for a larger table, a column name that stands
+    twice, or a name that is no file name.
     """
+    if not re.fullmatch(r"[\w-]+", name):
+        raise ValueError(
+            f"the table's name {name!r} becomes a file name: use letters, digits, "
+            "hyphens and underscores."
+        )
+    if not frame.columns.is_unique:
+        raise ValueError(f"the table {name!r} has two columns of the same name.")
     if len(frame) > 5000:
         raise ValueError(
             f"the table {name!r} has {len(frame)} rows; recorded results hold small "
@@ -70,14 +85,39 @@ def save_table(notebook: str, name: str, frame: pd.DataFrame) -> None:
     folder = output_folder(notebook)
     if folder is not None:
         columns = [str(column) for column in frame.columns]
-        rows = json.loads(frame.to_json(orient="values", double_precision=12))
+        values = [[_cell(x) for x in frame[column].tolist()] for column in frame]
+        rows = [list(row) for row in zip(*values)]
         write_json(
             folder / "tables" / f"{name}.json", {"columns": columns, "rows": rows}
         )
-    _note_gpu(folder)
+    note_gpu(folder)
 
 
-def _note_gpu(folder: Path | None) -> None:
+def _cell(value: Any) -> Any:
+    """A table's cell as JSON knows it: nan and missing are null, infinity is a word."""
+    import pandas as pd
+
+    if hasattr(value, "item"):  # a number of numpy or torch in an object column
+        value = value.item()
+    if value is None or value is pd.NA or value is pd.NaT:
+        return None
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        return float(f"{value:.12g}") if math.isfinite(value) else str(value)
+    return value if isinstance(value, bool | int) else str(value)
+
+
+def _column(values: list[Any]) -> list[Any]:
+    """A column as it was: where all else are numbers, the word "inf" is one too."""
+    words = ("inf", "-inf")
+    numeric = all(
+        value in words or not isinstance(value, str) for value in values
+    ) and any(isinstance(value, float) or value in words for value in values)
+    return [float(v) if numeric and v in words else v for v in values]
+
+
+def note_gpu(folder: Path | None) -> None:
     """Leave the GPU's model for the provenance; only the kernel knows it."""
     torch = sys.modules.get("torch")
     if folder is not None and torch is not None and torch.cuda.is_available():
@@ -126,16 +166,26 @@ class Recorded:
                 f"{', '.join(sorted(self.tables)) or 'none'}."
             )
         saved = self.tables[name]
-        return pd.DataFrame(saved["rows"], columns=saved["columns"])
+        columns = (
+            zip(*saved["rows"]) if saved["rows"] else [[] for _ in saved["columns"]]
+        )
+        return pd.DataFrame(
+            {
+                head: _column(list(values))
+                for head, values in zip(saved["columns"], columns, strict=True)
+            }
+        )
 
 
 def load(path: Path) -> Recorded:
     """Read a recorded file. Raises ValueError with a sentence when it is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        keys = ("notebook", "profile", "provenance", "claims", "tables")
-        return Recorded(*(content[key] for key in keys))
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+        found = Recorded(**{key.name: content[key.name] for key in fields(Recorded)})
+        for key in ("hash", "parameters", "processor", "cores", "date"):
+            found.provenance[key]
+        return found
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"results/{path.name} cannot be read ({type(error).__name__}: {error}): "
             "restore it from version control or record it again with ./ci/run --record."
@@ -153,7 +203,8 @@ def show_recorded(notebook: str, profile: str = "long") -> Recorded | None:
     from lib.kit.claims import say
 
     number = notebook.split("_")[0]
-    command = f"./ci/run {number} --profile {profile} --record"
+    chosen = "" if profile == "default" else f" --profile {profile}"
+    command = f"./ci/run {number}{chosen} --record"
     found = recorded(notebook, profile)
     if found is None:
         say(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import random
 import subprocess
@@ -17,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def notebook_packages(environment: Path = ROOT / "environment.yml") -> list[str]:
     """Names of the packages that notebooks import: the list's first group."""
     names, inside = [], False
-    for line in environment.read_text().splitlines():
+    for line in environment.read_text(encoding="utf-8").splitlines():
         text = line.strip()
         if text.startswith("# -- "):
             inside = "a notebook imports" in text
@@ -26,7 +27,7 @@ def notebook_packages(environment: Path = ROOT / "environment.yml") -> list[str]
     return names
 
 
-def missing_packages() -> list[str]:
+def missing_packages(environment: Path = ROOT / "environment.yml") -> list[str]:
     """Names of the packages that notebooks import and this Python does not have."""
 
     def absent(name: str) -> bool:
@@ -36,7 +37,7 @@ def missing_packages() -> list[str]:
             return True
         return False
 
-    return [name for name in notebook_packages() if absent(name)]
+    return [name for name in notebook_packages(environment) if absent(name)]
 
 
 def start(install_missing: bool = False) -> None:
@@ -62,6 +63,7 @@ def seed_everything(seed: int) -> np.random.Generator:
     """Seed Python, numpy and torch; return a numpy generator with the same seed."""
     import torch
 
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at first use
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 (what libraries draw from)
     torch.manual_seed(seed)

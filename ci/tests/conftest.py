@@ -1,0 +1,129 @@
+"""A copy of the collection, in which the tools can be tried."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ci.tools.notebooks import normalise, write
+from ci.tools.percent import from_percent
+from ci.tools.publish import BEGIN, END
+from lib.kit.start import ROOT
+
+SMALL = """
+# %% [markdown] id=title
+# # {number} · {title}
+# %% id=setup tags=setup
+# %% id=parameters tags=parameters
+seed: int = 0  # seed of every random draw
+steps: int = 4  # how many
+rate: float = 0.5  # how fast
+init: str = "legs"  # which one
+sizes: list[int] = [1, 2]  # how large
+# %% id=check
+kit.check(seed=(0, None), steps=(1, 9), rate=(0.0, 1.0), init=("legs", "lin"))
+claims = kit.Claims("{name}")
+# %% id=claim
+claims.identity("C1", "Nothing is nothing", residual=0.0, tol=1e-9, source="us")
+# %% id=own
+{code}
+# %% id=claims tags=claims
+claims.show()
+"""
+
+
+class Box:
+    """A copy of the collection in a folder of its own, with the real environment."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.notebooks = root / "notebooks"
+        self.runs = root / "results" / "runs"
+        for name in ("lib", "ci"):
+            skip = shutil.ignore_patterns("__pycache__", "*.part")
+            shutil.copytree(ROOT / name, root / name, ignore=skip)
+        for name in ("environment.yml", "pyproject.toml", ".gitignore"):
+            shutil.copy(ROOT / name, root / name)
+        for name in ("notebooks/profiles", "results", "data"):
+            (root / name).mkdir(parents=True)
+        for name in ("notebooks/map.json", "data/manifest.json"):
+            shutil.copy(ROOT / name, root / name)
+        (root / "README.md").write_text(f"# Copy\n\n{BEGIN}\n{END}\n")
+        (root / ".venv").symlink_to(ROOT / ".venv")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"PYTHONPATH": str(self.root)}
+
+    def add(self, name: str, code: str = "pass") -> Path:
+        """Write a small notebook that runs `code`."""
+        text = SMALL.format(
+            number=name[:2], name=name, title=name[3:], code=textwrap.dedent(code)
+        )
+        front = {"title": name[3:], "question": "Why?", "time": "2 s", "papers": []}
+        path = self.notebooks / f"{name}.ipynb"
+        write(normalise(from_percent(text, front), name, ""), path)
+        return path
+
+    def command(self, *words: str, **options) -> subprocess.CompletedProcess:
+        """Run a command in the copy and wait for it."""
+        options = {"cwd": self.root, "env": self.environment} | options
+        return subprocess.run(
+            words, capture_output=True, text=True, timeout=120, **options
+        )
+
+    def run(self, *words: str) -> subprocess.CompletedProcess:
+        """`./ci/run` in the copy, without the wrapper's set-up."""
+        return self.command(sys.executable, "-m", "ci.tools.run", *words)
+
+    def start(self, *words: str) -> subprocess.Popen:
+        """`./ci/run` in the copy, not waited for."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "ci.tools.run", *words],
+            cwd=self.root,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def result(self, run: str, label: str) -> dict:
+        return json.loads((self.runs / run / "run.json").read_text("utf-8"))[label]
+
+    def processes(self, word: str = "python") -> list[int]:
+        """What runs for this copy, kernels included, with a word in its command."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (entry / "cmdline").read_bytes().decode(errors="replace")
+                here = os.readlink(entry / "cwd")
+            except OSError:
+                continue
+            if here.startswith(str(self.root)) and word in words:
+                found.append(int(entry.name))
+        return found
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    """A copy of the collection without notebooks, shared by one file's tests."""
+    made = Box(tmp_path_factory.mktemp("collection"))
+    yield made
+    assert made.processes() == []
+
+
+def wait_for(happened: Callable[[], object], seconds: float = 40) -> None:
+    """Wait until something is so; fail when it does not come about."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "this did not come about in time"
+        time.sleep(0.05)
