@@ -246,22 +246,24 @@ def png(fig: Figure, dpi: float | None = None, colors: int | None = None) -> byt
     colors: reduce to a palette of so many colours (explorers hold many frames).
     """
     import matplotlib.pyplot as plt
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()
     try:
-        fig.savefig(
-            buffer, format="png", dpi=dpi or fig.dpi, metadata={"Software": None}
-        )
+        if colors is None:
+            dpi = dpi or fig.dpi
+            fig.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+        else:
+            from PIL import Image
+
+            fig.set_dpi(dpi or fig.dpi)
+            canvas = FigureCanvasAgg(fig)  # straight to pixels: half the time of a PNG
+            canvas.draw()
+            image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+            image.quantize(colors).save(buffer, format="png")
     finally:
         plt.close(fig)
-    if colors is None:
-        return buffer.getvalue()
-    from PIL import Image
-
-    small = io.BytesIO()
-    image = Image.open(buffer).convert("RGB").quantize(colors)
-    image.save(small, format="png", optimize=True)
-    return small.getvalue()
+    return buffer.getvalue()
 
 
 def check_alt(alt: str) -> None:
