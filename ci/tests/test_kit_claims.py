@@ -527,3 +527,11 @@ def test_a_source_that_says_how_it_was_read_does_not_say_it_twice():
     claims.identity("C2", "a = b", residual=0.0, tol=1.0, source="algebra")
     assert "source: derived here\n" in claims.text()
     assert claims.text().endswith("source: algebra (derived here)")
+
+
+def test_rounding_noise_beside_a_tolerance_reads_as_zero():
+    (claim,) = theorem([1.2e-11, 0.5], expected=[0.0, 0.5], atol=1e-3).claims
+    assert claim.measured == "0.000, 0.5000"
+    assert claim.value == [1.2e-11, 0.5]
+    (claim,) = theorem([1.2e-5], expected=[0.0], atol=1e-3).claims
+    assert claim.measured == "1.200e-05"

@@ -67,9 +67,13 @@ def floats(value: Any) -> np.ndarray:
     return np.asarray(value, dtype=float)
 
 
-def _numbers(value: Any) -> str:
-    """The first six numbers; counts (Python's or numpy's integers) stay integers."""
+def _numbers(value: Any, noise: float = 0.0) -> str:
+    """The first six numbers; counts (Python's or numpy's integers) stay integers.
+
+    noise: what is smaller reads as zero, since rounding differs between machines.
+    """
     flat = np.atleast_1d(floats(value)).ravel()
+    flat = np.where(np.abs(flat) < noise, 0.0, flat)
     whole = not hasattr(value, "detach") and np.asarray(value).dtype.kind in "iub"
     shown = [str(int(x)) if whole else number(x) for x in flat[:6]]
     return ", ".join(shown) + (f", ... ({flat.size})" if flat.size > 6 else "")
@@ -218,7 +222,7 @@ class Claims:
                 source=source,
                 read=read,
                 expected=words,
-                measured=_numbers(measured),
+                measured=_numbers(measured, noise=1e-6 * atol),
                 verdict="holds" if holds else "FAILED",
                 value=_plain(measured),
                 details={"hypotheses": hypotheses} if hypotheses else {},
