@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 READ = ("paper", "code", "abstract", "second-hand", "derived here")
+LEFT = 'style="text-align:left"'  # notebook front ends align tables to the right
 MARKS = {"holds": "✓", "FAILED": "✗", "seen": "✓", "opposite": "✗"}
 
 
@@ -345,7 +346,7 @@ class Claims:
     def html(self) -> str:
         """The table for a page; no colours of its own, so that it suits any theme."""
         heads = ("", "claim", "source", "expected", "measured", "verdict")
-        head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+        head = "".join(f'<th scope="col" {LEFT}>{name}</th>' for name in heads)
         rows = "".join(_row(c) for c in sorted(self.claims, key=_order))
         return (
             '<table class="claims">'
@@ -373,10 +374,9 @@ def _row(c: Claim) -> str:
         statement += f"<br><small>hypotheses: {esc(hypotheses)}</small>"
     source = f"{esc(c.source)}<br><small>{esc(_read_words(c))}</small>"
     mark = MARKS.get(c.verdict, "·")
-    left = 'style="text-align:left"'
     cells = [statement, source, esc(c.expected), esc(c.measured)]
-    body = "".join(f"<td {left}>{cell}</td>" for cell in cells)
-    verdict = f"<td {left}><strong>{mark} {esc(c.verdict)}</strong></td>"
+    body = "".join(f"<td {LEFT}>{cell}</td>" for cell in cells)
+    verdict = f"<td {LEFT}><strong>{mark} {esc(c.verdict)}</strong></td>"
     return f'<tr><th scope="row">{esc(c.id)}</th>{body}{verdict}</tr>'
 
 
