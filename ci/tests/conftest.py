@@ -1,4 +1,4 @@
-"""A copy of the collection, in which the tools can be tried."""
+"""What several tests share: a copy of the collection, and a notebook's display."""
 
 from __future__ import annotations
 
@@ -127,3 +127,14 @@ def wait_for(happened: Callable[[], object], seconds: float = 40) -> None:
     while not happened():
         assert time.monotonic() < deadline, "this did not come about in time"
         time.sleep(0.05)
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict, dict]]:
+    """What a notebook would display: bundles with their metadata."""
+    calls: list[tuple[dict, dict]] = []
+    monkeypatch.setattr(
+        "IPython.display.display",
+        lambda bundle, raw, metadata=None: calls.append((bundle, metadata or {})),
+    )
+    return calls

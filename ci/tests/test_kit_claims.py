@@ -21,17 +21,6 @@ Shown = list[tuple[dict[str, Any], dict[str, Any]]]
 
 
 @pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> Shown:
-    """What a notebook would display: bundles with their metadata."""
-    calls: Shown = []
-    monkeypatch.setattr(
-        "IPython.display.display",
-        lambda bundle, raw, metadata=None: calls.append((bundle, metadata or {})),
-    )
-    return calls
-
-
-@pytest.fixture
 def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("KIT_OUTPUT", str(tmp_path))
     return tmp_path / "11_x"

@@ -255,16 +255,6 @@ def test_the_ground_is_opaque():
 Shown = list[tuple[dict[str, Any], dict[str, Any]]]
 
 
-@pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> Shown:
-    calls: Shown = []
-    monkeypatch.setattr(
-        "IPython.display.display",
-        lambda bundle, raw, metadata=None: calls.append((bundle, metadata)),
-    )
-    return calls
-
-
 def test_show(shown: Shown):
     text = digest(fig := simple())
     show(fig, "A sine that rises and then falls.")
