@@ -668,7 +668,16 @@ def test_every_variant_runs(kind):
     model = tr.digit_classifier(kind, 0, N=8, H=4)
     loss = model(torch.randn(3, 16, 1)).square().sum()
     loss.backward()
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    grads = [p.grad for p in model.parameters() if p.requires_grad]
+    assert all(torch.isfinite(g).all() for g in grads)
+
+
+def test_options_reach_the_layer_and_the_initialisation():
+    options = {"layer": {"real": "none", "rule": "bilinear"}, "dt_range": (0.1, 0.2)}
+    model = tr.digit_classifier("lin", 0, N=8, H=4, **options)
+    layer = model.blocks[0].layer
+    assert (layer.real, layer.rule) == ("none", "bilinear")
+    assert torch.exp(layer.log_dt.detach()).min() >= 0.1
 
 
 def test_real_models_stay_real_and_are_counted_so():

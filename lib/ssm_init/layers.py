@@ -299,11 +299,11 @@ class S4D(nn.Module):
     """H independent diagonal state space models, each with its own feed-through.
 
     init: what `init_diag` returns (A, B, C (H, n) complex; D, log_dt (H,)); rule: one
-    of RULES; real: one of REALS; train_B, train_im: False keeps B, Im A as they are (with
-    a complex C even S4D-Real's poles leave the real axis in training); initial_state: a
-    trainable x_{-1} (S0), zero at first; bandlimit: see `kernel`; dtype: of the
-    parameters, float32 or float64. Raises ValueError for a malformed init.
-    Source: 2206.11893 (S4D); 2604.01168 (S0).
+    of RULES; real: one of REALS; train_B, train_im: False keeps B, Im A as they are
+    (with a complex C even S4D-Real's poles leave the real axis in training);
+    initial_state: a trainable x_{-1} (S0), zero at first; bandlimit: see `kernel`;
+    dtype: of the parameters, float32 or float64. Raises ValueError for a malformed
+    init. Source: 2206.11893 (S4D); 2604.01168 (S0).
     """
 
     def __init__(

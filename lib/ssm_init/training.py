@@ -33,12 +33,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{kind: {"kind": kind} for kind in KINDS},
     "real_matched": {"kind": "real", "full": True, "match_variance": True},
     "rand": {"kind": "rand", "real": "normal", "imag": "normal"},
-    "real_fixed": {"kind": "real", "train_im": False},
+    "real_fixed": {"kind": "real", "layer": {"train_im": False}},
     "legs_dplr": {"kind": "dplr"},
     "lin_coarse": {"kind": "lin", "dt_range": (1e-1, 1.0)},
     "lin_fine": {"kind": "lin", "dt_range": (1e-5, 1e-4)},
 }
-LAYER_OPTIONS = {"rule", "real", "train_B", "train_im", "initial_state", "bandlimit"}
 LEARNING_RATES = (1e-3, 4e-3, 1e-2)
 
 
@@ -337,15 +336,16 @@ def digit_classifier(
     """A small classifier of digits whose recurrences start from one initialisation.
 
     kind: one of VARIANTS; seed: of every weight, the same linear maps for every kind;
-    readout: "last" or "mean"; N: state size; H: channels; n_layers; options: replace
-    those of the variant, for `init_diag` (dt_range) or S4D (rule, real, train_im).
+    readout: "last" or "mean"; N: state size; H: channels; n_layers; options: of
+    `init_diag`, replacing the variant's, for example dt_range; layer: a dictionary of
+    options of S4D, for example {"real": "none"}.
     Returns a Classifier. Raises ValueError for an unknown kind or size.
     Source: figure R4 of the notebook, after 2206.11893.
     """
     _choice("The initialisation", kind, tuple(VARIANTS))
     rng = np.random.default_rng(seed)
     chosen = {"N": N, "H": H, "rng": rng} | VARIANTS[kind] | options
-    for_layer = {name: chosen.pop(name) for name in LAYER_OPTIONS & chosen.keys()}
+    for_layer = chosen.pop("layer", {})
     if chosen["kind"] == "dplr":
         del chosen["kind"]
 
