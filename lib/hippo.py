@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lib.kit.checks import choice, count, need
+
 if TYPE_CHECKING:
     import pandas
 
@@ -39,22 +41,6 @@ DIGIT_NAMES = {
     "last": "last N samples",
 }
 DIGIT_METHODS = tuple(DIGIT_NAMES)
-
-
-def _need(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise ValueError(sentence)
-
-
-def _choice(name: str, given: str, known: Sequence[str]) -> None:
-    _need(given in known, f"{name} is {given!r}; choose one of {', '.join(known)}.")
-
-
-def _count(name: str, given: int, least: int = 1) -> None:
-    _need(
-        isinstance(given, (int, np.integer)) and given >= least,
-        f"{name} is {given!r}; give a whole number of at least {least}.",
-    )
 
 
 def _root(N: int) -> np.ndarray:
@@ -91,8 +77,8 @@ def transition(measure: str, N: int) -> tuple[np.ndarray, np.ndarray]:
     Source: 2008.07669 and its authors' code; 2206.12037 for FouT; "lmu" is the
     Legendre Memory Unit (Voelker et al., NeurIPS 2019), LegT in other coordinates.
     """
-    _choice("The measure", measure, MEASURES)
-    _count("The state size N", N)
+    choice("The measure", measure, MEASURES)
+    count("The state size N", N)
     r, n = _root(N), np.arange(N)
     i, j = n[:, None], n[None, :]
     sign = (-1.0) ** (i - j)
@@ -105,7 +91,7 @@ def transition(measure: str, N: int) -> tuple[np.ndarray, np.ndarray]:
     if measure == "lmu":
         A = (2 * i + 1) * np.where(i < j, -1.0, -sign)
         return A, (2 * n + 1) * (-1.0) ** n
-    _need(N % 2 == 0, f"N is {N}; FouT stores cosine-sine pairs, give an even N.")
+    need(N % 2 == 0, f"N is {N}; FouT stores cosine-sine pairs, give an even N.")
     turn = 2 * np.pi * np.arange(N // 2)
     b = np.where(n % 2 == 0, np.sqrt(2), 0.0)
     b[0] = 1
@@ -124,7 +110,7 @@ def basis_kernel(measure: str, N: int, t: np.ndarray) -> np.ndarray:
     Raises ValueError for an unknown measure, a bad N or a negative lag.
     Source: 2206.12037 (orthogonal SSMs); checked against `state_kernel`.
     """
-    _choice("The measure", measure, MEASURES)
+    choice("The measure", measure, MEASURES)
     t = np.asarray(t, float)
     inside = (t <= 1) if measure in WINDOWED else np.exp(-t * (measure == "legs"))
     D = _dual(measure, N, np.minimum(t, 1) if measure in WINDOWED else t)
@@ -133,13 +119,11 @@ def basis_kernel(measure: str, N: int, t: np.ndarray) -> np.ndarray:
 
 def _dual(measure: str, N: int, lag: np.ndarray, power: float = 1.0) -> np.ndarray:
     """The functions that a state multiplies to give back the past: (N, T)."""
-    _count("The number of basis functions N", N)
-    _need(
-        np.ndim(lag) == 1, f"The lags have shape {np.shape(lag)}; give one axis (T,)."
-    )
-    _need(np.all(lag >= 0), "Some lags are negative; the future is not in the state.")
+    count("The number of basis functions N", N)
+    need(np.ndim(lag) == 1, f"The lags have shape {np.shape(lag)}; give one axis (T,).")
+    need(np.all(lag >= 0), "Some lags are negative; the future is not in the state.")
     if measure in (*WINDOWED, "scaled_legs"):
-        _need(np.all(lag <= 1), f"{measure} reaches back to lag 1; some are larger.")
+        need(np.all(lag <= 1), f"{measure} reaches back to lag 1; some are larger.")
     r = _root(N)[:, None]
     if measure in ("legs", "legt", "scaled_legs"):
         y = {"legs": np.exp(-lag), "legt": 1 - lag}.get(measure, (1 - lag) ** power)
@@ -164,7 +148,7 @@ def krylov(Ab: np.ndarray, Bb: np.ndarray, L: int) -> np.ndarray:
     shapes. Source: doubling of a Krylov sequence, folklore.
     """
     Ab, Bb = _system(Ab, Bb)
-    _count("The length L", L)
+    count("The length L", L)
     K = Bb[:, None]
     while K.shape[1] < L:
         K = np.concatenate([K, Ab @ K], axis=1)
@@ -174,7 +158,7 @@ def krylov(Ab: np.ndarray, Bb: np.ndarray, L: int) -> np.ndarray:
 
 def _system(A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     A, B = np.asarray(A, float), np.asarray(B, float)
-    _need(
+    need(
         A.ndim == 2 and A.shape[0] == A.shape[1] and B.shape == A.shape[:1],
         f"A has shape {A.shape} and B {B.shape}; give A (N, N) and B (N,).",
     )
@@ -192,7 +176,7 @@ def state_kernel(A: np.ndarray, B: np.ndarray, t: np.ndarray) -> np.ndarray:
 
     A, B = _system(A, B)
     t = np.asarray(t, float)
-    _need(t.ndim == 1, f"The lags have shape {t.shape}; give one axis (T,).")
+    need(t.ndim == 1, f"The lags have shape {t.shape}; give one axis (T,).")
     if len(t) > 2 and np.allclose(np.diff(t, 2), 0, atol=1e-12 * np.abs(t).max()):
         dt = (t[-1] - t[0]) / (len(t) - 1)
         return krylov(expm(dt * A), expm(t[0] * A) @ B, len(t))
@@ -210,8 +194,8 @@ def discretize(
     Returns Ab (N, N), Bb (N,). Raises ValueError for an unknown rule, dt <= 0, shapes.
     Source: 2008.07669; 2111.00396 (bilinear).
     """
-    _choice("The rule", rule, RULES)
-    _need(dt > 0, f"dt is {dt}; give a positive step, 1 / (window in steps).")
+    choice("The rule", rule, RULES)
+    need(dt > 0, f"dt is {dt}; give a positive step, 1 / (window in steps).")
     A, B = _system(A, B)
     N = len(B)
     if rule == "zoh":
@@ -240,9 +224,9 @@ def stretch_matrix(N: int, ratio: float | np.ndarray) -> np.ndarray:
     Raises ValueError for a ratio outside [0, 1].
     Source: derived here (scaled LegS, 2008.07669, is autonomous in log t).
     """
-    _count("The state size N", N)
+    count("The state size N", N)
     ratio = np.asarray(ratio, float)
-    _need(
+    need(
         np.all((ratio >= 0) & (ratio <= 1)),
         f"The ratio is {ratio}; give old length / new length, between 0 and 1.",
     )
@@ -297,7 +281,7 @@ def legs_scan(
 
 def _signal(u: np.ndarray) -> np.ndarray:
     u = np.asarray(u, float)
-    _need(
+    need(
         u.ndim >= 1 and u.shape[-1] >= 1,
         f"The signal has shape {u.shape}; give (length,) or (batch, length).",
     )
@@ -305,9 +289,9 @@ def _signal(u: np.ndarray) -> np.ndarray:
 
 
 def _scaled(N: int, rule: str, power: float) -> None:
-    _count("The state size N", N)
-    _choice("The rule of scaled LegS", rule, SCALED_RULES)
-    _need(power > 0, f"power is {power}; give a positive number, 1 for plain LegS.")
+    count("The state size N", N)
+    choice("The rule of scaled LegS", rule, SCALED_RULES)
+    need(power > 0, f"power is {power}; give a positive number, 1 for plain LegS.")
 
 
 def lti_scan(
@@ -346,11 +330,11 @@ def compression_matrix(
     time-invariant measure a Krylov matrix; the other rules take one product a sample.
     Raises ValueError for unknown names and non-positive sizes. Source: derived here.
     """
-    _choice("The measure", measure, ("scaled_legs", *MEASURES))
-    _count("The length L", L)
+    choice("The measure", measure, ("scaled_legs", *MEASURES))
+    count("The length L", L)
     if measure != "scaled_legs":
         window = L if window is None else window
-        _need(window > 0, f"window is {window}; give a positive number of steps.")
+        need(window > 0, f"window is {window}; give a positive number of steps.")
         system = discretize(*transition(measure, N), 1 / window, rule or "zoh")
         return krylov(*system, L)[:, ::-1]
     rule = rule or "hold"
@@ -378,7 +362,7 @@ def reconstruct(
     Returns (..., T). Raises ValueError for an unknown measure or lags out of range.
     Source: 2008.07669 (u = sum_n x_n g_n); 2206.12037.
     """
-    _choice("The measure", measure, ("scaled_legs", *MEASURES))
+    choice("The measure", measure, ("scaled_legs", *MEASURES))
     x = np.asarray(x, float)
     return x @ _dual(measure, x.shape[-1], np.asarray(lag, float), power)
 
@@ -410,12 +394,12 @@ def legendre_projection(
     Returns (..., N) or (N,). Raises ValueError for a bad N or breaks outside (0, 1).
     Source: 2008.07669; a batch computation, the oracle of every online one.
     """
-    _count("The number of coefficients N", N)
+    count("The number of coefficients N", N)
     if not callable(f):
         f = _signal(f)
         return f @ compression_matrix("scaled_legs", N, f.shape[-1]).T
     edges = np.unique([0.0, *breaks, 1.0])
-    _need(edges[0] == 0 and edges[-1] == 1, f"Breaks {breaks}; give points in (0, 1).")
+    need(edges[0] == 0 and edges[-1] == 1, f"Breaks {breaks}; give points in (0, 1).")
     y, w = np.polynomial.legendre.leggauss(N + 64)
     half = np.diff(edges)[:, None] / 2
     s = (edges[:-1, None] + half * (y + 1)).ravel()
@@ -473,7 +457,7 @@ def kink_tail(c: float, N: int) -> float:
 
 
 def _inside(c: float) -> None:
-    _need(0 < c < 1, f"The break is at {c}; give a point inside (0, 1).")
+    need(0 < c < 1, f"The break is at {c}; give a point inside (0, 1).")
 
 
 # -- what a state remembers ---------------------------------------------------------
@@ -495,15 +479,13 @@ def memory(
     Source: memory capacity, Jaeger 2001 (GMD report 152); finite past, derived here.
     """
     W = np.asarray(W, float)
-    _need(
-        W.ndim == 2, f"W has shape {W.shape}; give (N, L) as compression_matrix does."
-    )
+    need(W.ndim == 2, f"W has shape {W.shape}; give (N, L) as compression_matrix does.")
     S = np.eye(W.shape[1])
     if autocovariance is not None:
         from scipy.linalg import toeplitz
 
         R = np.asarray(autocovariance, float)
-        _need(
+        need(
             R.shape == W.shape[1:] and R[0] > 0,
             f"The autocovariance has shape {R.shape}; give ({W.shape[1]},), R[0] > 0.",
         )
@@ -534,7 +516,7 @@ def memory_lti(
     alive = np.abs(krylov(Ab, Bb, len(Bb))).max(axis=1) > 0  # not FouT's s_0
     Ab, Bb = Ab[np.ix_(alive, alive)], Bb[alive]
     radius = np.abs(np.linalg.eigvals(Ab)).max()
-    _need(radius < 1, f"The spectral radius is {radius:.4g}; make the system stable.")
+    need(radius < 1, f"The spectral radius is {radius:.4g}; make the system stable.")
     F, S = Ab, Bb[:, None]  # P = S S', doubled: S <- [S, Ab^m S], squeezed by QR
     while np.abs(F).max() > 1e-18:
         S = np.linalg.qr(np.concatenate([S, F @ S], axis=1).T, mode="r").T
@@ -553,7 +535,7 @@ def band_limited(L: int, cutoff: float) -> np.ndarray:
     Returns (L,) = sinc(cutoff lag). Raises ValueError for a cut-off out of range.
     Source: Fourier transform of a box, derived here.
     """
-    _need(0 < cutoff <= 1, f"The cut-off is {cutoff}; give a fraction of Nyquist.")
+    need(0 < cutoff <= 1, f"The cut-off is {cutoff}; give a fraction of Nyquist.")
     return np.sinc(cutoff * np.arange(L))
 
 
@@ -590,7 +572,7 @@ def kernel_recurrent(
     """
     Ab, x = _system(Ab, Bb)
     C = np.asarray(C, float)
-    _need(C.shape[-1] == len(x), f"C has shape {C.shape}; its last axis is N={len(x)}.")
+    need(C.shape[-1] == len(x), f"C has shape {C.shape}; its last axis is N={len(x)}.")
     K = np.empty((*C.shape[:-1], L))
     for k in range(L):
         K[..., k] = C @ x
@@ -606,7 +588,7 @@ def fft_convolve(K: np.ndarray, u: np.ndarray) -> np.ndarray:
     """
     K, u = _signal(K), _signal(u)
     L = u.shape[-1]
-    _need(
+    need(
         K.shape[-1] == L, f"The kernel has {K.shape[-1]} taps, the signal {L} samples."
     )
     return np.fft.irfft(np.fft.rfft(K, 2 * L) * np.fft.rfft(u, 2 * L), 2 * L)[..., :L]
@@ -625,8 +607,8 @@ def random_recurrence(
     Returns Ab (N, N), Bb (N,) of unit expected norm. Raises ValueError for
     another kind or radius. Source: the echo-state baseline (Jaeger 2001).
     """
-    _choice("The kind of recurrence", kind, ("orthogonal", "gaussian"))
-    _need(0 < radius < 1, f"The radius is {radius}; give a number between 0 and 1.")
+    choice("The kind of recurrence", kind, ("orthogonal", "gaussian"))
+    need(0 < radius < 1, f"The radius is {radius}; give a number between 0 and 1.")
     G = rng.standard_normal((N, N))
     if kind == "orthogonal":
         Q, R = np.linalg.qr(G)
@@ -651,7 +633,7 @@ def last_samples(N: int, L: int) -> np.ndarray:
 
     Raises ValueError if N > L. Source: a baseline of this collection.
     """
-    _need(N <= L, f"N is {N} and L is {L}; a buffer cannot be longer than the signal.")
+    need(N <= L, f"N is {N} and L is {L}; a buffer cannot be longer than the signal.")
     return np.eye(L)[L - N :]
 
 
@@ -661,7 +643,7 @@ def dct_matrix(N: int, L: int) -> np.ndarray:
     N, L: sizes, N <= L. Returns W (N, L), a batch transform. Raises ValueError if
     N > L. Source: Ahmed, Natarajan and Rao 1974.
     """
-    _need(N <= L, f"N is {N}; {L} samples have only {L} cosine coefficients.")
+    need(N <= L, f"N is {N}; {L} samples have only {L} cosine coefficients.")
     n, k = np.arange(N)[:, None], np.arange(L)
     W = np.sqrt(2 / L) * np.cos(np.pi * n * (2 * k + 1) / (2 * L))
     W[0] /= np.sqrt(2)
@@ -674,9 +656,7 @@ def pca_matrix(u: np.ndarray, N: int) -> np.ndarray:
     u: (batch, L), training signals only; N <= L. Returns W (N, L).
     Raises ValueError if N exceeds L or the batch. Source: textbook.
     """
-    _need(
-        min(u.shape) >= N, f"N is {N}; {u.shape} signals have {min(u.shape)} at most."
-    )
+    need(min(u.shape) >= N, f"N is {N}; {u.shape} signals have {min(u.shape)} at most.")
     return np.linalg.svd(u - u.mean(axis=0), full_matrices=False)[2][:N]
 
 
@@ -689,7 +669,7 @@ def digit_sequences(length: int = 64) -> tuple[np.ndarray, np.ndarray]:
     leaks.
     Raises ValueError for another length. Source: scikit-learn's load_digits.
     """
-    _need(length in (64, 256), f"length is {length}; give 64 or 256 steps.")
+    need(length in (64, 256), f"length is {length}; give 64 or 256 steps.")
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -722,7 +702,7 @@ def digit_accuracy(
     """
     from sklearn.linear_model import LogisticRegression
 
-    _need(
+    need(
         len(features) == len(labels),
         f"There are {len(features)} feature rows, {len(labels)} labels; give as many.",
     )
@@ -747,7 +727,7 @@ def digit_compressor(
     """
     L = u.shape[-1]
     name, _, part = method.partition(":")
-    _choice("The method", name, (*DIGIT_METHODS, "lagt", "lmu"))
+    choice("The method", name, (*DIGIT_METHODS, "lagt", "lmu"))
     if name == "scaled_legs":
         return compression_matrix(name, N, L)
     if name in MEASURES:

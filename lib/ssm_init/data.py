@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from lib.hippo import digit_sequences, digit_split
-from lib.ssm_init.theory import _need
+from lib.kit.checks import need
 
 CIFAR_TRAIN = tuple(f"data_batch_{k}" for k in range(1, 6))
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601 luma
@@ -97,7 +97,7 @@ def _set_apart(labels: np.ndarray, count: int, seed: int) -> tuple:
     if not count:
         return rows, rows[:0]
     sizes = np.unique(labels, return_counts=True)[1]
-    _need(
+    need(
         0 < count < len(rows),
         f"validation is {count}, but there are {len(rows)} training rows; keep some.",
     )
@@ -170,7 +170,7 @@ def _unpickle(path: Path) -> dict:
             f"{path.name} is no readable batch ({type(error).__name__}: {error}); "
             "unpack cifar-10-python.tar.gz again."
         ) from None
-    _need(isinstance(found, dict), f"{path.name} holds no dictionary; unpack it again.")
+    need(isinstance(found, dict), f"{path.name} holds no dictionary; unpack it again.")
     return found
 
 
@@ -199,12 +199,12 @@ def _cifar_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     found = _unpickle(path)
     images, labels = found.get(b"data"), found.get(b"labels")
     shape = getattr(images, "shape", None)
-    _need(
+    need(
         shape is not None and len(shape) == 2 and shape[1] == 3072,
         f"{path.name} holds data of shape {shape}; expected (rows, 3072) bytes under "
         "the key b'data'. Is it CIFAR-10's python version?",
     )
-    _need(
+    need(
         labels is not None and len(labels) == len(images),
         f"{path.name} holds {len(images)} images and "
         f"{0 if labels is None else len(labels)} labels under b'labels'; expected as "
@@ -218,7 +218,7 @@ def _cifar_folder(folder: Path) -> tuple:
     train = [_cifar_batch(folder / name) for name in CIFAR_TRAIN]
     images, labels = (np.concatenate(parts) for parts in zip(*train))
     names = _unpickle(folder / "batches.meta").get(b"label_names")
-    _need(
+    need(
         bool(names) and labels.max() < len(names),
         "batches.meta names fewer classes than the labels use; unpack it again.",
     )
@@ -235,7 +235,7 @@ def _cifar_hub(hub: str) -> tuple:
             "folder of cifar-10-batches-py, or `pip install datasets`."
         ) from None
     loaded = datasets.load_dataset(hub)
-    _need(
+    need(
         {"train", "test"} <= set(loaded)
         and {"img", "label"} <= set(loaded["train"].column_names),
         f"The data set {hub!r} has no parts train and test with columns img and label; "
@@ -289,7 +289,7 @@ def read_word(path: str | Path) -> np.ndarray:
             f"{path.parent.name}/{path.name} is no readable wav file ({error}); unpack "
             "the archive again."
         ) from None
-    _need(
+    need(
         form == (1, 16) and rate == WORD_RATE,
         f"{path.parent.name}/{path.name} has {form[0]} channels of {form[1]} bits at "
         f"{rate} Hz; expected 1 of 16 bits at {WORD_RATE} Hz. Convert it.",
@@ -318,7 +318,7 @@ def speech_commands(folder: str | Path, *, half_rate: bool = False) -> Splits:
     words = sorted(
         p.name for p in folder.iterdir() if p.is_dir() and p.name[0] not in "._"
     )
-    _need(
+    need(
         len(words) >= 2,
         f"The folder {str(folder)!r} holds {len(words)} word folders; expected one a "
         "word (35 in v0.02). Give the folder into which the archive was unpacked.",
@@ -327,13 +327,13 @@ def speech_commands(folder: str | Path, *, half_rate: bool = False) -> Splits:
     validation = _official(folder, "validation_list.txt")
     test = _official(folder, "testing_list.txt")
     lost = sorted((set(validation) | set(test)) - set(every))
-    _need(
+    need(
         not lost,
         f"{len(lost)} listed files are missing, {lost[:1]} first; unpack the archive "
         "again.",
     )
     both = set(validation) & set(test)
-    _need(not both, f"{len(both)} files are in both lists; take the official ones.")
+    need(not both, f"{len(both)} files are in both lists; take the official ones.")
     apart = set(validation) | set(test)
     train = [name for name in every if name not in apart]
 
@@ -346,5 +346,5 @@ def speech_commands(folder: str | Path, *, half_rate: bool = False) -> Splits:
 
 def _wavs(folder: Path) -> list[Path]:
     found = sorted(folder.glob("*.wav"))
-    _need(bool(found), f"The word folder {folder.name!r} holds no wav file; remove it.")
+    need(bool(found), f"The word folder {folder.name!r} holds no wav file; remove it.")
     return found

@@ -17,10 +17,9 @@ from inspect import signature
 import numpy as np
 
 from lib.hippo import transition
+from lib.kit.checks import choice, need
 from lib.ssm_init.theory import (
     POLES,
-    _choice,
-    _need,
     _pairs,
     delta_rule,
     largest_eigenvalue,
@@ -43,7 +42,7 @@ def _normal(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
 
 def _log_uniform(shape, dt_range: tuple[float, float], rng) -> np.ndarray:
     low, high = dt_range
-    _need(
+    need(
         0 < low <= high,
         f"dt_range is {tuple(dt_range)}; give 0 < smallest <= largest step.",
     )
@@ -81,9 +80,9 @@ def init_diag(
     Raises ValueError in a sentence.
     Source: 2206.11893 and its authors' code; each `_draw` function names its own.
     """
-    _choice("The initialisation", kind, KINDS)
+    choice("The initialisation", kind, KINDS)
     _pairs(N)
-    _need(H >= 1, f"H is {H}; give at least one channel.")
+    need(H >= 1, f"H is {H}; give at least one channel.")
     log_dt = _log_uniform(H, dt_range, rng)
     draw = _DRAWS.get(kind, _draw_fixed)
     options |= {"legs": {"half_B": half_B}, "dss": {"dt_range": dt_range}}.get(kind, {})
@@ -105,12 +104,12 @@ def _known_options(kind: str, draw: Callable, options: dict) -> None:
     known = list(signature(draw).parameters)[4:]
     wrong = [name for name in options if name not in known]
     takes = ", ".join(name for name in known if name not in ("half_B", "dt_range"))
-    _need(not wrong, f"{kind!r} has no option {', '.join(wrong)}; it takes {takes}.")
+    need(not wrong, f"{kind!r} has no option {', '.join(wrong)}; it takes {takes}.")
 
 
 def _match(kind, N, A, B, dt, options) -> np.ndarray:
     """The factor for C (H,) that gives a kind S4D-Lin's output variance."""
-    _need(
+    need(
         kind != "legs_ptd" or options.get("read_out") == "normal",
         "match_variance needs independent entries of C: give read_out='normal'.",
     )
@@ -123,7 +122,7 @@ def _match(kind, N, A, B, dt, options) -> np.ndarray:
 def _draw_fixed(kind, N, dt, rng, full: bool = False):
     """S4D-Inv, -Lin, -Real, Inv2, Quad (2206.11893): B = 1. `full` (real only): N real
     poles and a real C, as many parameters as N/2 complex ones; C halved for 2 Re."""
-    _need(not full or kind == "real", f"full is for 'real', not for {kind!r}.")
+    need(not full or kind == "real", f"full is for 'real', not for {kind!r}.")
     A = np.tile(poles(kind, 2 * N if full else N), (len(dt), 1))
     C = rng.standard_normal(A.shape) / 2 + 0j if full else None
     return A, np.ones_like(A), C, {}
@@ -139,8 +138,8 @@ def _draw_legs(kind, N, dt, rng, half_B: bool = True, unit_B: bool = False):
 def _draw_rand(kind, N, dt, rng, real: str = "half", imag: str = "normal"):
     """Random ablations (2206.11893): real "half", "uniform" -U[0,1] or "normal"
     -exp(N(0,1)); imag "normal" exp(N(0,1)) or "uniform" U(0, N/2)."""
-    _choice("real", real, ("half", "uniform", "normal"))
-    _choice("imag", imag, ("normal", "uniform"))
+    choice("real", real, ("half", "uniform", "normal"))
+    choice("imag", imag, ("normal", "uniform"))
     shape = (len(dt), N // 2)
     damp = {
         "half": lambda: np.full(shape, 0.5),
@@ -157,7 +156,7 @@ def _draw_rand(kind, N, dt, rng, real: str = "half", imag: str = "normal"):
 def _draw_dfout(kind, N, dt, rng, damping: float | None = None):
     """S4D-DFouT (2508.20441): poles exp(-xi/2 + 2 pi i (n/N + h/(NH))) in discrete time
     on the half plane; xi = `damping`, default dt (Re A = -1/2); B = 1 through ZOH."""
-    _need(damping is None or damping > 0, f"damping is {damping}; give a positive one.")
+    need(damping is None or damping > 0, f"damping is {damping}; give a positive one.")
     H, xi = len(dt), dt if damping is None else np.full(len(dt), float(damping))
     turn = np.arange(N // 2) / N + np.arange(H)[:, None] / (N * H)
     A = (-xi[:, None] / 2 + 2j * np.pi * turn) / dt[:, None]
@@ -165,7 +164,7 @@ def _draw_dfout(kind, N, dt, rng, damping: float | None = None):
 
 
 def _ring(shape, rng, r_min: float, r_max: float, phase: float):
-    _need(
+    need(
         0 <= r_min < r_max <= 1 and phase > 0,
         f"The ring is [{r_min}, {r_max}] with phase {phase}; give "
         "0 <= r_min < r_max <= 1 and a positive phase.",
@@ -216,7 +215,7 @@ def _draw_legs_ptd(
 ):
     """S4-PTD (2310.01698): A + E, E random of norm `eps` or given. read_out "hippo" is
     C = c V, c real normal; "normal" complex normal. Real eigenvalues count half."""
-    _choice("read_out", read_out, ("hippo", "normal"))
+    choice("read_out", read_out, ("hippo", "normal"))
     A, B = transition("legs", N)
     E = perturb(A, eps, rng) if E is None else E
     c = rng.standard_normal((len(dt), N))
@@ -286,8 +285,8 @@ def init_s5(
     C = C V (H, P), D (H,), log_step (P, 1), V (P0, P); y = 2 Re(C x) + D u.
     Raises ValueError for sizes or C_init. Source: 2208.04933 and its authors' code.
     """
-    _choice("C_init", C_init, ("trunc", "lecun", "complex"))
-    _need(J >= 1 and P0 % J == 0, f"P0 is {P0}, J {J}; J blocks must divide P0.")
+    choice("C_init", C_init, ("trunc", "lecun", "complex"))
+    need(J >= 1 and P0 % J == 0, f"P0 is {P0}, J {J}; J blocks must divide P0.")
     half = _pairs(P0 // J)
     Lambda, _, _, V = nplr("legs", P0 // J)
     V = np.kron(np.eye(J), V[:, :half])
@@ -333,7 +332,7 @@ def init_lru(
     exp(-exp(nu_log) + i exp(theta_log)); y = Re(C x) + D u. Raises ValueError for a
     ring. Source: 2303.06349 (ring and gamma) and its reference re-implementation.
     """
-    _need(N >= 1 and H >= 1, f"N is {N}, H {H}; give at least 1 of each.")
+    need(N >= 1 and H >= 1, f"N is {N}, H {H}; give at least 1 of each.")
     nu, theta = _ring(N, rng, r_min, r_max, phase)
     return {
         "nu_log": np.log(nu),
@@ -353,7 +352,7 @@ def inv_softplus(x: np.ndarray) -> np.ndarray:
     x <= 0. Source: state-spaces/mamba; log(exp(x) - 1) loses two digits in float32.
     """
     x = np.asarray(x)
-    _need(bool(np.all(x > 0)), "softplus is positive; give positive values.")
+    need(bool(np.all(x > 0)), "softplus is positive; give positive values.")
     return x + np.log(-np.expm1(-x))
 
 
@@ -380,7 +379,7 @@ def init_mamba(
     dt_rank), dt_proj.bias (d_inner,), named as in the authors' module.
     Raises ValueError for sizes. Source: 2312.00752 and its authors' code.
     """
-    _need(d_model >= 1 and N >= 1, f"d_model is {d_model}, N {N}; give at least 1.")
+    need(d_model >= 1 and N >= 1, f"d_model is {d_model}, N {N}; give at least 1.")
     inner = expand * d_model
     rank = -(-d_model // 16) if dt_rank is None else dt_rank
     wide = dt_scale / np.sqrt(rank)
@@ -409,11 +408,11 @@ def init_mamba2(
     Raises ValueError if heads do not fit. Source: 2405.21060 and its code.
     """
     inner = expand * d_model
-    _need(
+    need(
         headdim >= 1 and inner % headdim == 0,
         f"headdim is {headdim}; it must divide {expand} * {d_model} = {inner}.",
     )
-    _need(0 < A_range[0] <= A_range[1], f"A_range is {A_range}; give 0 < low <= high.")
+    need(0 < A_range[0] <= A_range[1], f"A_range is {A_range}; give 0 < low <= high.")
     heads = inner // headdim
     return {
         "A_log": np.log(rng.uniform(*A_range, heads)),
@@ -532,12 +531,12 @@ def autocovariance(
     """
     x = np.atleast_2d(np.asarray(series, float))
     length = x.shape[-1] if length is None else length
-    _need(
+    need(
         x.ndim == 2 and x.shape[-1] >= 2 and 1 <= length <= x.shape[-1],
         f"The series has shape {np.shape(series)}, length is {length}; give (T,) or "
         "(batch, T) with 1 <= length <= T.",
     )
-    _need(bool(np.isfinite(x).all()), "The series holds NaN or infinity; clean it.")
+    need(bool(np.isfinite(x).all()), "The series holds NaN or infinity; clean it.")
     x = x - x.mean() if centre else x
     F = np.fft.rfft(x, 2 * x.shape[-1])
     R = np.fft.irfft(np.mean(np.abs(F) ** 2, axis=0))
@@ -566,7 +565,7 @@ def suggest_timescale(
     """
     A = poles(kind, N)
     R = autocovariance(series, length, centre)
-    _need(bool(R[0] > 1e-300), "The series is constant; it has no autocorrelation.")
+    need(bool(R[0] > 1e-300), "The series is constant; it has no autocorrelation.")
     correlation, L = R / R[0], len(R)
     lam_max = largest_eigenvalue(correlation)
     longest = delta_rule(L, lam_max, c)
@@ -597,11 +596,11 @@ def rescale_by_bound(
     Raises ValueError for shapes or a kernel that is zero. Source: 2405.02670.
     """
     C, K = np.asarray(C), np.asarray(kernel, float)
-    _need(
+    need(
         C.ndim == K.ndim == 2 and len(C) == len(K),
         f"C has shape {C.shape}, the kernel {K.shape}; give (H, n) and (H, L).",
     )
     std, mean = (np.broadcast_to(v, K.shape[1:])[::-1] for v in (std, mean))
     tau = (np.abs(K) @ std + np.abs(K @ mean)) ** 2
-    _need(bool(np.all(tau > 0)), "A kernel or the input is zero; there is no scale.")
+    need(bool(np.all(tau > 0)), "A kernel or the input is zero; there is no scale.")
     return C / np.sqrt(tau)[:, None], tau

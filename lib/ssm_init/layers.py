@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lib.kit.checks import choice, need
 from lib.ssm_init.inits import init_diag
-from lib.ssm_init.theory import _choice, _need, nplr
+from lib.ssm_init.theory import nplr
 
 RULES = ("zoh", "bilinear", "dss")
 REALS = ("exp", "softplus", "relu", "clip", "none")
@@ -36,7 +37,7 @@ def real_part(raw: Tensor, real: str = "exp") -> Tensor:
     -1e-4), "none" a. Returns (...). Raises ValueError for another name.
     Source: 2206.11893 and its authors' code ("clip": 2208.04933).
     """
-    _choice("The parametrisation of Re A", real, REALS)
+    choice("The parametrisation of Re A", real, REALS)
     if real == "exp":
         return -torch.exp(raw)
     if real == "softplus":
@@ -55,15 +56,15 @@ def raw_real_part(A_re: np.ndarray, real: str = "exp") -> np.ndarray:
     -1e-4, its floor, and stays a hair (1e-6) away from it, because on the floor its
     gradient is 0 for good. Source: 2206.11893; Re = 0: 2411.19455.
     """
-    _choice("The parametrisation of Re A", real, REALS)
+    choice("The parametrisation of Re A", real, REALS)
     A_re = np.asarray(A_re, float)
     top = float(A_re.max())
-    _need(
+    need(
         real == "none" or top <= 0,
         f"The largest real part is {top:.3g}, a growing mode, which {real!r} cannot "
         "hold; take real='none' or move the pole to the left.",
     )
-    _need(
+    need(
         real in ("none", "relu") or top < 0,
         f"A real part is 0, which {real!r} cannot reach or leave; take real='none', or "
         f"real='relu' (that is -{FLOOR:g}), or a pole below 0.",
@@ -74,7 +75,7 @@ def raw_real_part(A_re: np.ndarray, real: str = "exp") -> np.ndarray:
         return -A_re + np.log(-np.expm1(A_re))
     if real == "relu":
         return np.maximum(-A_re - FLOOR, 1e-6)
-    _need(
+    need(
         real == "none" or top < -FLOOR,
         f"The largest real part is {top:.3g}; 'clip' stops at -{FLOOR:g} and has no "
         "gradient there. Take real='none' or 'exp'.",
@@ -113,7 +114,7 @@ def discretize(
     Returns log Ab and Bb (..., n). Raises ValueError for an unknown rule.
     Source: 2111.00396 (bilinear), 2206.11893 (ZOH), 2203.14343 (DSS softmax).
     """
-    _choice("The rule", rule, RULES)
+    choice("The rule", rule, RULES)
     dt = dt[..., None]
     z = A * dt
     if rule == "bilinear":
@@ -122,10 +123,8 @@ def discretize(
         return torch.log(Ab), dt * B / (1 - z / 2)
     if rule == "zoh":
         return z, dt * B * _phi(z)
-    _need(length is not None, "The rule 'dss' depends on the length of the sequence.")
-    _need(
-        bool(torch.all(A != 0)), "The rule 'dss' divides by the poles; none may be 0."
-    )
+    need(length is not None, "The rule 'dss' depends on the length of the sequence.")
+    need(bool(torch.all(A != 0)), "The rule 'dss' divides by the poles; none may be 0.")
     return z, B * _phi(z) / (A * length * _phi(length * z))
 
 
@@ -137,7 +136,7 @@ def power_sum(log_ab: Tensor, weight: Tensor, L: int, dtype: torch.dtype) -> Ten
     Returns (..., L). Raises ValueError for a length below 1.
     Source: 2206.11893 (the sum); the two levels are folklore.
     """
-    _need(
+    need(
         isinstance(L, int) and L >= 1, f"The length is {L!r}; give a whole number >= 1."
     )
     m = int(np.ceil(np.sqrt(L)))
@@ -172,17 +171,17 @@ def kernel(
     shapes, a length below 1. Source: 2206.11893 (S4D), 2203.14343 (DSS).
     """
     shape = tuple(A_re_raw.shape)
-    _need(
+    need(
         A_im.shape == shape and B.shape == C.shape == (*shape, 2),
         f"A has shapes {shape} and {tuple(A_im.shape)}, B {tuple(B.shape)}, C "
         f"{tuple(C.shape)}; give A (H, n) twice, B and C (H, n, 2).",
     )
-    _need(
+    need(
         log_dt.shape == shape[:1],
         f"log_dt has shape {tuple(log_dt.shape)}; give one step for each of "
         f"{shape[0]} channels.",
     )
-    _need(rate > 0, f"rate is {rate}; give a positive factor of the step.")
+    need(rate > 0, f"rate is {rate}; give a positive factor of the step.")
     with torch.autocast(A_im.device.type, enabled=False):
         A = torch.complex(real_part(_wide(A_re_raw), real), _wide(A_im))
         dt = rate * torch.exp(_wide(log_dt))
@@ -215,7 +214,7 @@ def kernel_dplr(
     (2 (1-z) / dt - (1+z) A), a form of Woodbury's identity that is regular at z = -1.
     Raises ValueError for a length below 1. Source: 2111.00396, Algorithm 1.
     """
-    _need(L >= 1, f"The length is {L!r}; give a whole number >= 1.")
+    need(L >= 1, f"The length is {L!r}; give a whole number >= 1.")
     turn = torch.arange(L // 2 + 1, device=A.device, dtype=dt.dtype) / L
     z = torch.exp(-2j * np.pi * turn)
     g = 2 * (1 - z) / dt[:, None]
@@ -237,7 +236,7 @@ def convolve(K: Tensor, u: Tensor) -> Tensor:
     K: (H, L); u: (batch, L, H). Returns (batch, L, H). Raises ValueError where lengths
     or channels differ. Source: 2111.00396 (2L, else the end wraps into the beginning).
     """
-    _need(
+    need(
         u.ndim == 3 and tuple(K.shape) == (u.shape[2], u.shape[1]),
         f"The kernel has shape {tuple(K.shape)}, the input {tuple(u.shape)}; give "
         "(H, L) and (batch, L, H).",
@@ -281,13 +280,13 @@ def _parameter(x: np.ndarray, dtype: torch.dtype) -> nn.Parameter:
 
 def _check_init(init: Mapping) -> None:
     lacks = [key for key in ("A", "B", "C", "D", "log_dt") if key not in init]
-    _need(
+    need(
         not lacks,
         f"The initialisation lacks {', '.join(lacks)}; give what init_diag returns.",
     )
     shapes = {key: np.shape(init[key]) for key in ("A", "B", "C", "D", "log_dt")}
     H = shapes["A"][0] if len(shapes["A"]) == 2 else None
-    _need(
+    need(
         shapes["A"] == shapes["B"] == shapes["C"]
         and shapes["D"] == shapes["log_dt"] == (H,),
         f"The initialisation has shapes {shapes}; give A, B, C (H, n), D and log_dt "
@@ -319,7 +318,7 @@ class S4D(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        _choice("The rule", rule, RULES)
+        choice("The rule", rule, RULES)
         _check_init(init)
         A = np.asarray(init["A"], complex)
         self.rule, self.real, self.bandlimit = rule, real, bandlimit
@@ -368,7 +367,7 @@ class S4D(nn.Module):
         instead of a convolution. Raises ValueError for shapes.
         """
         H = len(self.D)
-        _need(
+        need(
             u.ndim == 3 and u.shape[-1] == H,
             f"The input has shape {tuple(u.shape)}; give (batch, length, {H}).",
         )
@@ -398,7 +397,7 @@ class S4D(nn.Module):
         rule "dss"). Raises ValueError for shapes. Source: 2111.00396.
         """
         Ab, Bb, C = system or self.system()
-        _need(
+        need(
             x.shape[1:] == Ab.shape and u.shape == x.shape[:2],
             f"The sample has shape {tuple(u.shape)}, the state {tuple(x.shape)}; give "
             f"(batch, {len(Ab)}) and (batch, {len(Ab)}, {Ab.shape[1]}).",
@@ -421,7 +420,7 @@ class S4(S4D):
         self, init: Mapping, *, real: str = "exp", dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__(init, rule="bilinear", real=real, dtype=dtype)
-        _need(
+        need(
             "P" in init and np.shape(init["P"]) == np.shape(init["A"]),
             "The initialisation has no P (H, n); give what init_dplr returns.",
         )
@@ -540,8 +539,8 @@ class Classifier(nn.Module):
         bidirectional: bool = False,
     ) -> None:
         super().__init__()
-        _choice("The read-out", readout, READOUTS)
-        _need(
+        choice("The read-out", readout, READOUTS)
+        need(
             min(d_input, d_model, n_layers, n_classes) >= 1,
             f"d_input, d_model, n_layers, n_classes are {d_input}, {d_model}, "
             f"{n_layers}, {n_classes}; give at least 1 each.",
@@ -582,8 +581,8 @@ def param_groups(
     Returns three groups for AdamW, named "decayed", "plain" and "ssm". Raises
     ValueError for rates. Source: state-spaces/s4 (lr 1e-3, weight decay 0).
     """
-    _need(lr > 0 and weight_decay >= 0, f"lr is {lr}, weight_decay {weight_decay}.")
-    _need(
+    need(lr > 0 and weight_decay >= 0, f"lr is {lr}, weight_decay {weight_decay}.")
+    need(
         0 < ssm_lr <= 1e-3,
         f"ssm_lr is {ssm_lr}; A, B and log_dt want a positive rate of at most 1e-3.",
     )

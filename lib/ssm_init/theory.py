@@ -13,13 +13,13 @@ Sources: 2111.00396 (S4), 2203.14343 (DSS), 2206.11893 (S4D), 2310.01698 (PTD),
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from math import comb
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lib.hippo import discretize, fft_convolve, krylov, transition
+from lib.kit.checks import choice, need
 
 if TYPE_CHECKING:
     import pandas
@@ -35,25 +35,12 @@ DELAY_KINDS = (
 System = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def _need(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise ValueError(sentence)
-
-
-def _choice(name: str, given: str, known: Sequence[str]) -> None:
-    near = get_close_matches(str(given), known, n=2, cutoff=0.4)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    _need(
-        given in known, f"{name} is {given!r}; choose one of {', '.join(known)}.{hint}"
-    )
-
-
 def _pairs(N: int) -> int:
-    _need(
+    need(
         isinstance(N, (int, np.integer)) and N >= 2,
         f"The state size N is {N!r}; give an even whole number of at least 2.",
     )
-    _need(
+    need(
         N % 2 == 0,
         f"N is {N}; conjugate pairs need an even N, take {N - 1} or {N + 1}.",
     )
@@ -72,7 +59,7 @@ def nplr(measure: str, N: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
     Real parts are exactly -1/2 (LegS) or 0. Raises ValueError for another measure or N.
     Source: 2111.00396; FouT 2206.12037.
     """
-    _choice("The measure", measure, LOW_RANK)
+    choice("The measure", measure, LOW_RANK)
     A, B = transition(measure, N)
     shift = -0.5 if measure == "legs" else 0.0
     even = np.arange(N) % 2 == 0
@@ -107,7 +94,7 @@ def poles(kind: str, N: int) -> np.ndarray:
     or -(n+1) for "real". Raises ValueError for an unknown kind or odd N.
     Source: 2206.11893 (Inv2 and Quad: its authors' code).
     """
-    _choice("The kind of poles", kind, POLES)
+    choice("The kind of poles", kind, POLES)
     n = np.arange(_pairs(N))
     if kind == "legs":
         return legs_half(N)[0]
@@ -134,9 +121,9 @@ def discretize_diag(
     "bilinear" or "mamba" (ZOH for A, Euler for B). Returns Ab, Bb (..., n).
     Raises ValueError for an unknown rule or dt <= 0. Source: 2206.11893; 2312.00752.
     """
-    _choice("The rule", rule, DIAGONAL_RULES)
+    choice("The rule", rule, DIAGONAL_RULES)
     dt = np.asarray(dt, float)
-    _need(bool(np.all(dt > 0)), f"dt is {dt}; every step must be positive.")
+    need(bool(np.all(dt > 0)), f"dt is {dt}; every step must be positive.")
     A, B = np.asarray(A, complex), np.asarray(B, complex)
     step = dt[..., None] if dt.ndim else dt
     z = A * step
@@ -166,7 +153,7 @@ def kernel_vandermonde(
     2 sqrt(L) lags and one matrix product. Raises ValueError for rule, dt or L.
     Source: 2206.11893 (in two lines); the two levels are folklore.
     """
-    _need(L >= 1, f"The length L is {L}; give at least 1.")
+    need(L >= 1, f"The length L is {L}; give at least 1.")
     Ab, Bb = discretize_diag(A, B, dt, rule)
     small = int(np.ceil(np.sqrt(L)))
     if rule == "bilinear":
@@ -198,7 +185,7 @@ def kernel_cauchy(
     (FouT) moves the circle to radius e^{-1/L}.
     Raises ValueError for dt or L. Source: 2111.00396, Algorithm 1.
     """
-    _need(dt > 0 and L >= 1, f"dt is {dt} and L {L}; give positive numbers.")
+    need(dt > 0 and L >= 1, f"dt is {dt} and L {L}; give positive numbers.")
     radius = 1.0 if np.abs(Lambda).min() > 1e-9 else np.exp(-1 / L)
     P = np.asarray(P).reshape(len(Lambda), -1)
     A, I = np.diag(Lambda) - P @ P.conj().T, np.eye(len(Lambda))  # noqa: E741
@@ -226,7 +213,7 @@ def kernel_dss(
     largest entry, so nothing overflows. Raises ValueError for an unknown form.
     Source: 2203.14343 (DSS softmax and DSS exp).
     """
-    _choice("The form", form, ("softmax", "exp"))
+    choice("The form", form, ("softmax", "exp"))
     z = dt * np.asarray(Lambda, complex)[:, None]
     if form == "exp":
         rows = np.expm1(z) / Lambda[:, None] * np.exp(z * np.arange(L))
@@ -260,7 +247,7 @@ def transfer(A: np.ndarray, B: np.ndarray, C: np.ndarray, s: np.ndarray) -> np.n
     """
     A, B, C = np.asarray(A), np.asarray(B), np.asarray(C)
     s = np.atleast_1d(np.asarray(s, complex))
-    _need(
+    need(
         A.ndim in (1, 2) and B.shape == C.shape == A.shape[:1],
         f"A {A.shape}, B {B.shape}, C {C.shape}; give A (N, N) or (N,), B and C (N,).",
     )
@@ -283,7 +270,7 @@ def allpass(s: np.ndarray, N: int) -> np.ndarray:
     |E_N(i omega)| = |omega| / sqrt(omega^2 + N^2). Raises ValueError for N < 0.
     Source: derived here from A + A' = -I - BB'; compare 2310.01698, Lemma 1.
     """
-    _need(N >= 0, f"N is {N}; give the state size.")
+    need(N >= 0, f"N is {N}; give the state size.")
     s = np.asarray(s, complex)
     E = np.ones_like(s)
     for k in range(1, N + 1):
@@ -326,7 +313,7 @@ def spikes(N: int, m: int | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises ValueError for m < 0. Source: derived here; 2310.01698, Theorem 2.
     """
     odd = 2 * np.asarray(m) + 1
-    _need(bool(np.all(odd > 0)), f"m is {m}; spikes are numbered from 0.")
+    need(bool(np.all(odd > 0)), f"m is {m}; spikes are numbered from 0.")
     return N**2 / (odd * np.pi), 2 / (odd * np.pi)
 
 
@@ -337,7 +324,7 @@ def measured_spike(N: int, m: int) -> tuple[float, float]:
     Raises ValueError for odd N or no such spike. Source: derived here.
     """
     n = _pairs(N)
-    _need(0 <= m < n, f"m is {m}; N = {N} has spikes 0 to {n - 1}.")
+    need(0 <= m < n, f"m is {m}; N = {N} has spikes 0 to {n - 1}.")
     centre = legs_half(N)[0][m].imag
     omega = centre + np.linspace(-1, 1, 2001)
     G, G_D = gap(np.eye(N)[0], omega)
@@ -385,7 +372,7 @@ def sampled_gap(N: int, dt: float, n: int = 0) -> tuple[float, float]:
     """
     from scipy.special import eval_legendre
 
-    _need(dt > 0, f"dt is {dt}; give a positive step.")
+    need(dt > 0, f"dt is {dt}; give a positive step.")
     L = int(np.ceil(20 / dt))
     y = 2 * np.exp(-dt * np.arange(L + 1)) - 1
     below = eval_legendre(n - 1, y) if n else -np.ones_like(y)
@@ -408,7 +395,7 @@ def gram(lams: np.ndarray) -> np.ndarray:
     Source: Cauchy matrix; 2411.19455 (conditioning of the Gram matrix).
     """
     lams = np.asarray(lams, complex)
-    _need(bool(np.all(lams.real < 0)), "Some real parts are >= 0; damp every pole.")
+    need(bool(np.all(lams.real < 0)), "Some real parts are >= 0; damp every pole.")
     return -1 / (lams.conj()[:, None] + lams)
 
 
@@ -425,7 +412,7 @@ def gram_condition(lams: np.ndarray, digits: int | None = None) -> float:
         return float(power[-1] / power[0])
     import mpmath
 
-    _need(not np.any(np.imag(lams)), "The poles are complex; leave digits out.")
+    need(not np.any(np.imag(lams)), "The poles are complex; leave digits out.")
     with mpmath.workdps(digits):
         x = [-mpmath.mpf(float(v)) for v in np.real(lams)]
         G = mpmath.matrix([[1 / (a + b) for b in x] for a in x])
@@ -509,7 +496,7 @@ def perturb(A: np.ndarray, eps: float, rng: np.random.Generator) -> np.ndarray:
     A: (N, N), for its shape; eps: absolute size; rng: numpy Generator.
     Returns E (N, N). Raises ValueError for eps <= 0. Source: 2310.01698, Theorem 4.
     """
-    _need(eps > 0, f"eps is {eps}; give the positive norm of the perturbation.")
+    need(eps > 0, f"eps is {eps}; give the positive norm of the perturbation.")
     E = rng.standard_normal(np.shape(A))
     return eps * E / np.linalg.norm(E, 2)
 
@@ -543,9 +530,9 @@ def ptd(
     Raises ValueError for an unstable system when refused, or shapes.
     Source: 2310.01698 (the definition of PTD).
     """
-    _choice("unstable", unstable, ("refuse", "clip", "report"))
+    choice("unstable", unstable, ("refuse", "clip", "report"))
     A, E = np.asarray(A, float), np.asarray(E, float)
-    _need(A.shape == E.shape, f"A has shape {A.shape}, E {E.shape}; make them equal.")
+    need(A.shape == E.shape, f"A has shape {A.shape}, E {E.shape}; make them equal.")
     Lambda, V = np.linalg.eig(A + E)
     Lambda, V = Lambda.astype(complex), V.astype(complex)
     eps, top = float(np.linalg.norm(E, 2)), float(Lambda.real.max())
@@ -558,7 +545,7 @@ def ptd(
         "stable": top < 0,
         "bound": ptd_bound(eps, B, C),
     }
-    _need(
+    need(
         top < 0 or unstable != "refuse",
         f"The perturbation of norm {eps:.3g} moved an eigenvalue to real part "
         f"{top:.3g}; take a smaller one (below 1/2 is always safe for LegS) or "
@@ -590,7 +577,7 @@ def optimise_perturbation(
     import pandas as pd
     import torch
 
-    _choice("The target", target, ("log", "kappa"))
+    choice("The target", target, ("log", "kappa"))
     start = perturb(A, eps, rng or np.random.default_rng(0))
     E = torch.tensor(start, requires_grad=True)
     fixed, adam = torch.tensor(np.asarray(A, float)), torch.optim.Adam([E], lr)
@@ -643,7 +630,7 @@ def variance_at_init(
     """
     Ab, Bb = discretize_diag(A, B, dt, rule)
     size = np.abs(Ab)
-    _need(bool(np.all(size < 1)), "Some poles do not decay; the variance is infinite.")
+    need(bool(np.all(size < 1)), "Some poles do not decay; the variance is infinite.")
     return 2 * np.sum(np.abs(Bb) ** 2 / ((1 - size) * (1 + size)), axis=-1)
 
 
@@ -655,7 +642,7 @@ def delta_rule(L: int, lam_max: float, c: float = 1.0) -> float:
     c / sqrt(L lam_max). Raises ValueError for values out of range.
     Source: 2411.19455 (the scaling); the constant is ours.
     """
-    _need(L >= 1 and lam_max > 0, f"L is {L}, lam_max {lam_max}; both are positive.")
+    need(L >= 1 and lam_max > 0, f"L is {L}, lam_max {lam_max}; both are positive.")
     return float(c / np.sqrt(L * lam_max))
 
 
@@ -669,9 +656,7 @@ def output_variance(K: np.ndarray, autocovariance: np.ndarray) -> float:
     from scipy.linalg import matmul_toeplitz
 
     K, R = np.asarray(K, float), np.asarray(autocovariance, float)
-    _need(
-        K.shape == R.shape and K.ndim == 1, f"Shapes {K.shape}, {R.shape}; give (L,)."
-    )
+    need(K.shape == R.shape and K.ndim == 1, f"Shapes {K.shape}, {R.shape}; give (L,).")
     return float(K @ matmul_toeplitz(R, K))
 
 
@@ -685,7 +670,7 @@ def largest_eigenvalue(autocovariance: np.ndarray) -> float:
 
     R = np.asarray(autocovariance, float)
     L = len(R)
-    _need(R.ndim == 1 and L >= 1, f"The autocovariance has shape {R.shape}; give (L,).")
+    need(R.ndim == 1 and L >= 1, f"The autocovariance has shape {R.shape}; give (L,).")
     if L <= 256:
         return float(eigvalsh(toeplitz(R), subset_by_index=[L - 1, L - 1])[0])
     from scipy.sparse.linalg import LinearOperator, eigsh
@@ -755,7 +740,7 @@ def basis_features(
     with B = 1, as real and imaginary parts; N real poles for "diag_real".
     Raises ValueError for an unknown kind or odd N. Source: table R3 of the notebook.
     """
-    _choice("The basis", kind, DELAY_KINDS)
+    choice("The basis", kind, DELAY_KINDS)
     n = _pairs(N)
     if kind in LOW_RANK:
         return krylov(*discretize(*transition(kind, N), dt, "bilinear"), L)
@@ -791,7 +776,7 @@ def fit_read_out(
     Returns the loss of least squares and of descent, both relative to C = 0.
     Raises ValueError for shapes. Source: derived here; 2411.19455 (conditioning).
     """
-    _need(features.shape[1:] == target.shape, "Features and target differ in length.")
+    need(features.shape[1:] == target.shape, "Features and target differ in length.")
     X, y = root @ features.T, root @ target
     U, s, _ = np.linalg.svd(X, full_matrices=False)
     along, total = (U.T @ y) ** 2, y @ y
@@ -821,7 +806,7 @@ def delay_table(
     import pandas as pd
     from scipy.linalg import toeplitz
 
-    _need(0 <= lag < L, f"lag is {lag}; give 0 to {L - 1}.")
+    need(0 <= lag < L, f"lag is {lag}; give 0 to {L - 1}.")
     power, V = np.linalg.eigh(toeplitz(np.sinc(cutoff * np.arange(L))))
     root = np.sqrt(np.maximum(power, 0))[:, None] * V.T
     rows = []
@@ -843,7 +828,7 @@ def lru_norm_gain(r_min: float, r_max: float) -> float:
     log((1 - r_min^2) / (1 - r_max^2)) / (r_max^2 - r_min^2), 1 with gamma.
     Raises ValueError for another ring. Source: 2303.06349, Proposition 3.
     """
-    _need(
+    need(
         0 <= r_min < r_max < 1,
         f"The ring is [{r_min}, {r_max}]; give 0 <= r_min < r_max < 1.",
     )
@@ -863,7 +848,7 @@ def state_effect(
     """
     Ab, C = np.asarray(Ab), np.asarray(C)
     N = C.shape[-1]
-    _need(
+    need(
         Ab.shape in ((T, N), (N,), (N, N)) and C.shape in ((N,), (T, N)),
         f"Ab has shape {Ab.shape}, C {C.shape}; N is {N}, T is {T}.",
     )
@@ -885,7 +870,7 @@ def recover_state(design: np.ndarray, y: np.ndarray, y_zero: np.ndarray) -> np.n
     derived here.
     """
     S0, _, rank, _ = np.linalg.lstsq(design, y - y_zero, rcond=None)
-    _need(
+    need(
         rank == design.shape[1],
         f"The outputs see {rank} of {design.shape[1]} state directions; give more.",
     )
@@ -900,7 +885,7 @@ def guess_loss(d: int, n: int, mean_square: float, guess: bool) -> float:
     (n+d+1). Raises ValueError for sizes. Source: 2512.04268 (y_q-LSA); formula derived
     here for x and w - mu standard normal, no noise, rate n / (n+d+1).
     """
-    _need(d >= 1 and n >= 1 and mean_square >= 0, "d, n >= 1 and ||mu||^2 >= 0 please.")
+    need(d >= 1 and n >= 1 and mean_square >= 0, "d, n >= 1 and ||mu||^2 >= 0 please.")
     return (d + (0 if guess else mean_square)) * (d + 1) / (n + d + 1)
 
 
@@ -914,7 +899,7 @@ def guess_monte_carlo(
     Source: 2512.04268; the check of `guess_loss`.
     """
     mu = np.asarray(mu, float)
-    _need(mu.shape == (d,), f"mu has shape {mu.shape}; give ({d},).")
+    need(mu.shape == (d,), f"mu has shape {mu.shape}; give ({d},).")
     x, q = rng.standard_normal((draws, n, d)), rng.standard_normal((draws, d))
     w = mu + rng.standard_normal((draws, d))
     losses = []
@@ -939,7 +924,7 @@ def token_law(
     from scipy.integrate import solve_ivp
 
     times = np.asarray(times, float)
-    _need(mu < 0 < start, f"mu is {mu}, start {start}; the law is for mu < 0 < start.")
+    need(mu < 0 < start, f"mu is {mu}, start {start}; the law is for mu < 0 < start.")
 
     def slope(log, x):  # in log(1 + t), where the law is smooth
         return mu * np.logaddexp(0, x) * x**3 * np.exp(log)

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from lib.kit.checks import choice, need
 from lib.ssm_init.data import Splits, digits
 from lib.ssm_init.inits import KINDS, init_diag
 from lib.ssm_init.layers import S4, S4D, Classifier, init_dplr, param_groups
-from lib.ssm_init.theory import _choice, _need
 
 if TYPE_CHECKING:
     import pandas
@@ -87,7 +87,7 @@ def accuracy(
     rate it was trained at; change: applied to every x (batch, length, channels), for
     example added noise. Returns a fraction. Raises ValueError for an empty data set.
     """
-    _need(len(data) > 0, "The data set is empty; there is no accuracy to measure.")
+    need(len(data) > 0, "The data set is empty; there is no accuracy to measure.")
     place, was = next(model.parameters()).device, model.training
     model.eval()
     right = 0
@@ -127,9 +127,9 @@ def train(
     Raises ValueError for settings or another run's checkpoint, FloatingPointError when
     the loss is not finite. Source: 2206.11893's protocol.
     """
-    _need(epochs >= 1 and batch >= 1, f"epochs is {epochs}, batch {batch}; give >= 1.")
-    _need(clip > 0 and warmup >= 0, f"clip is {clip}, warmup {warmup}; give positive.")
-    _need(len(data) >= 1, "The training data set is empty; there is nothing to learn.")
+    need(epochs >= 1 and batch >= 1, f"epochs is {epochs}, batch {batch}; give >= 1.")
+    need(clip > 0 and warmup >= 0, f"clip is {clip}, warmup {warmup}; give positive.")
+    need(len(data) >= 1, "The training data set is empty; there is nothing to learn.")
     place = next(model.parameters()).device
     groups = param_groups(model, lr, ssm_lr, weight_decay)
     rates = [group["lr"] for group in groups]
@@ -210,7 +210,7 @@ def _resume(path, model, optimiser, settings: dict, history: dict) -> int:
             "to start again."
         ) from None
     other = [key for key in settings if found.get(key) != settings[key]]
-    _need(
+    need(
         not other,
         f"The checkpoint {name} belongs to another run: "
         + ", ".join(f"{key} was {found.get(key)}, is {settings[key]}" for key in other)
@@ -237,7 +237,7 @@ def snapshot(model: nn.Module) -> list[dict[str, np.ndarray]]:
     Raises ValueError where there is no such layer. Source: this collection.
     """
     layers = [module for module in model.modules() if isinstance(module, S4D)]
-    _need(bool(layers), "The model holds no S4D layer; there are no poles to look at.")
+    need(bool(layers), "The model holds no S4D layer; there are no poles to look at.")
     with torch.no_grad():
         return [
             {
@@ -261,7 +261,7 @@ def drift(before: list[dict], after: list[dict]) -> pandas.DataFrame:
     same = len(before) == len(after) and all(
         b["A"].shape == a["A"].shape for b, a in zip(before, after)
     )
-    _need(same, "The two snapshots are of different models; take both of one.")
+    need(same, "The two snapshots are of different models; take both of one.")
     looks = {
         "Re A": lambda s: s["A"].real.ravel(),
         "Im A": lambda s: s["A"].imag.ravel(),
@@ -302,7 +302,7 @@ def tones(theta: Sequence[float], amplitude: float = 0.1) -> Callable[[Tensor], 
     Raises ValueError without frequencies. Source: 2310.01698 (Fourier noise at the
     spikes of S4D's transfer function).
     """
-    _need(len(theta) > 0, "theta is empty; give at least one frequency in rad a step.")
+    need(len(theta) > 0, "theta is empty; give at least one frequency in rad a step.")
 
     def add(x: Tensor) -> Tensor:
         k = torch.arange(x.shape[1], dtype=torch.float64)[:, None]
@@ -342,7 +342,7 @@ def digit_classifier(
     Returns a Classifier. Raises ValueError for an unknown kind or size.
     Source: figure R4 of the notebook, after 2206.11893.
     """
-    _choice("The initialisation", kind, tuple(VARIANTS))
+    choice("The initialisation", kind, tuple(VARIANTS))
     rng = np.random.default_rng(seed)
     chosen = {"N": N, "H": H, "rng": rng} | VARIANTS[kind] | options
     for_layer = chosen.pop("layer", {})
