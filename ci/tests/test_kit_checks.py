@@ -27,7 +27,7 @@ def test_choice_names_the_known_words_and_the_nearest():
 
 @pytest.mark.parametrize("given", [0, -1, 2.0, "3", True, None])
 def test_count_wants_a_whole_number(given: object):
-    with pytest.raises(ValueError, match="N is .*; give a whole number of at least 1"):
+    with pytest.raises(ValueError, match=r"N is .*; give a whole number of at least 1"):
         count("N", given)
 
 

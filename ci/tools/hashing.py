@@ -158,6 +158,8 @@ def run_key(
         shown = sorted((root / "results").glob(f"{notebook.name}.*.json"))
     else:
         shown = []
+    if "show_benchmark(" in text:
+        shown += sorted((root / "results").glob("bench.*.json"))
     parts = [p.name + p.read_text("utf-8") for p in shown if p.name != own]
     if "collection_map(" in text:
         from lib.kit.collection import collection_map

@@ -6,6 +6,7 @@ function that uses them, so that a notebook starts in a moment.
 
 from lib.kit.audio import audio
 from lib.kit.cache import CacheError, cached, download, shipped
+from lib.kit.checks import choice, count, need
 from lib.kit.claims import ClaimError, Claims, say
 from lib.kit.collection import collection_map
 from lib.kit.exercises import exercise
@@ -17,6 +18,7 @@ from lib.kit.results import (
     results_table,
     save_table,
     scoreboard,
+    show_benchmark,
     show_recorded,
 )
 from lib.kit.start import ROOT, device, seed_everything, start
@@ -31,12 +33,15 @@ __all__ = [
     "audio",
     "cached",
     "check",
+    "choice",
     "collection_map",
+    "count",
     "device",
     "digest",
     "download",
     "exercise",
     "explorer",
+    "need",
     "recorded",
     "results_table",
     "save_table",
@@ -45,6 +50,7 @@ __all__ = [
     "seed_everything",
     "shipped",
     "show",
+    "show_benchmark",
     "show_recorded",
     "start",
     "style",

@@ -229,6 +229,31 @@ def show_recorded(notebook: str, profile: str = "long") -> Recorded | None:
     return found
 
 
+def show_benchmark(name: str) -> Recorded | None:
+    """Show where a recorded benchmark comes from and how to repeat it; return it.
+
+    name: of a benchmark, `results/bench.<name>.json`. Returns None where there is none
+    yet. Its tables hold times and their ratios to named peers of the same run.
+    """
+    from lib.kit.claims import say
+
+    command, path = f"./ci/bench {name} --record", RESULTS / f"bench.{name}.json"
+    if not path.exists():
+        say("Not measured yet: `{command}` does it.", command=command)
+        return None
+    found = load(path)
+    p = found.provenance
+    say(
+        "Measured on {date} on {machine}, code hash `{hash}`. Repeat it with "
+        "`{command}`.",
+        date=p["date"],
+        machine=p.get("gpu") or f"{p['processor']}, {p['cores']} cores",
+        hash=p["hash"][:12],
+        command=command,
+    )
+    return found
+
+
 def results_table() -> list[Recorded]:
     """Every recorded run, in the order of the notebooks and profiles."""
     return [load(path) for path in sorted(RESULTS.glob("[0-9][0-9]_*.*.json"))]
