@@ -241,29 +241,41 @@ def convolve(K: Tensor, u: Tensor) -> Tensor:
         f"The kernel has shape {tuple(K.shape)}, the input {tuple(u.shape)}; give "
         "(H, L) and (batch, L, H).",
     )
-    return _Convolution.apply(K, u.mT.contiguous()).mT.contiguous()
+    return _Convolution.apply(K, u)
+
+
+def _parts(u: Tensor) -> list[Tensor]:
+    """A batch in pieces: long sequences one by one, whose spectra outgrow a cache."""
+    alone = u.device.type == "cpu" and u[0].numel() >= 2**16
+    return list(u.split(1 if alone else len(u)))
 
 
 class _Convolution(torch.autograd.Function):
-    """`convolve` on (H, L) and (batch, H, L): autograd's own rule for real FFTs takes
-    complex ones of full length, which costs a third of a training step."""
+    """`convolve` with its own gradient: autograd's rule for real FFTs takes complex
+    ones of full length, which costs a third of a training step."""
 
     @staticmethod
     def forward(ctx, K: Tensor, u: Tensor) -> Tensor:
         n = 2 * K.shape[-1]
-        K, u = torch.fft.rfft(K, n), torch.fft.rfft(u, n)
-        ctx.save_for_backward(K, u)
-        return torch.fft.irfft(u * K, n)[..., : n // 2]
+        y = torch.empty_like(u, memory_format=torch.contiguous_format)
+        K, spectra = torch.fft.rfft(K, n), []
+        for part, out in zip(_parts(u), _parts(y)):
+            spectra.append(torch.fft.rfft(part.mT, n))
+            out.copy_(torch.fft.irfft(spectra[-1] * K, n)[..., : n // 2].mT)
+        ctx.save_for_backward(K, *spectra)
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
-        K, u = ctx.saved_tensors
-        n = 2 * grad.shape[-1]
-        G = torch.fft.rfft(grad, n)
-        to_K = torch.fft.irfft((u.conj() * G).sum(dim=0), n)
-        to_u = torch.fft.irfft(G.mul_(K.conj()), n)
-        return to_K[..., : n // 2], to_u[..., : n // 2]
+        K, *spectra = ctx.saved_tensors
+        n, to_K = 2 * grad.shape[1], torch.zeros_like(K)
+        to_u = torch.empty_like(grad, memory_format=torch.contiguous_format)
+        for part, out, u in zip(_parts(grad), _parts(to_u), spectra, strict=True):
+            G = torch.fft.rfft(part.mT, n)
+            to_K += (u.conj() * G).sum(dim=0)
+            out.copy_(torch.fft.irfft(G.mul_(K.conj()), n)[..., : n // 2].mT)
+        return torch.fft.irfft(to_K, n)[..., : n // 2], to_u
 
 
 # -- layers -------------------------------------------------------------------------

@@ -231,9 +231,10 @@ def _resume(path, model, optimiser, settings: dict, history: dict) -> int:
 
 
 def snapshot(model: nn.Module) -> list[dict[str, np.ndarray]]:
-    """The poles and timescales of every S4D layer, as copies.
+    """The poles, timescales and kernels of every S4D layer, as copies.
 
-    model: any module. Returns one {"A": (H, n) complex, "dt": (H,)} a layer.
+    model: any module. Returns one {"A": (H, n) complex, "dt": (H,), "K": (H, 256)} a
+    layer, K the sampled kernel without D.
     Raises ValueError where there is no such layer. Source: this collection.
     """
     layers = [module for module in model.modules() if isinstance(module, S4D)]
@@ -243,6 +244,7 @@ def snapshot(model: nn.Module) -> list[dict[str, np.ndarray]]:
             {
                 "A": layer.poles().cpu().numpy().copy(),
                 "dt": np.exp(layer.log_dt.detach().cpu().double().numpy()),
+                "K": layer.kernel(256).cpu().numpy(),
             }
             for layer in layers
         ]
