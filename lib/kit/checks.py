@@ -20,11 +20,11 @@ def need(condition: bool, sentence: str, error: type[Exception] = ValueError) ->
 def choice(name: str, given: object, known: Iterable[str]) -> None:
     """Check a word against the known ones. Raises ValueError with the nearest."""
     words = [str(word) for word in known]
+    if given in words:
+        return
     near = get_close_matches(str(given), words, n=2, cutoff=0.4)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    need(
-        given in words, f"{name} is {given!r}; choose one of {', '.join(words)}.{hint}"
-    )
+    raise ValueError(f"{name} is {given!r}; choose one of {', '.join(words)}.{hint}")
 
 
 def count(name: str, given: object, least: int = 1) -> None:

@@ -95,7 +95,7 @@ def fixed_environment() -> dict[str, str]:
     """Variables that make a run the same on every x86-64 machine, set before a kernel.
 
     One thread, a fixed hash seed, and the AVX2 code paths of torch, MKL, OpenBLAS,
-    oneDNN and numpy, so that sums are taken in the same order everywhere.
+    oneDNN, numpy and lib.scan, so that sums are taken in the same order everywhere.
     """
     threads = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")
     fixed = {f"{name}_NUM_THREADS": "1" for name in threads}
@@ -108,8 +108,10 @@ def fixed_environment() -> dict[str, str]:
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if platform.machine() in ("x86_64", "AMD64") and (wide := wide_features()):
-        fixed["NPY_DISABLE_CPU_FEATURES"] = " ".join(wide)
+    if platform.machine() in ("x86_64", "AMD64"):
+        fixed["LIB_SCAN_MARCH"] = "x86-64-v3"  # the collection's own C kernels
+        if wide := wide_features():
+            fixed["NPY_DISABLE_CPU_FEATURES"] = " ".join(wide)
     return fixed
 
 
