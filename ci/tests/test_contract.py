@@ -234,6 +234,10 @@ BROKEN = {
         source("idea", "# (steps,)", "# " + "x" * 80),
         "fit.",
     ),
+    "recorded claim": (
+        assign(["id=idea", "metadata", "tags"], ["recorded"]),
+        "cell 'idea' is tagged recorded, but tests a claim.",
+    ),
     "unknown tag": (
         assign(["id=idea", "metadata", "tags"], ["hidden"]),
         "cell 'idea' has the unknown tag 'hidden'.",

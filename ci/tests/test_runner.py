@@ -233,15 +233,39 @@ def test_the_key_changes_with_what_counts_and_only_then(tmp_path):
         _replace(place, old, new)
         assert key() not in known, (place, old)
         known.add(key())
-    (box.root / "lib" / "scan").mkdir()
-    (box.root / "lib" / "scan" / "__init__.py").touch()
-    (box.root / "lib" / "scan" / "loop.c").write_text("int x;")
-    used.write_text("import lib.scan\n")
+    (box.root / "lib" / "room").mkdir()
+    (box.root / "lib" / "room" / "__init__.py").touch()
+    (box.root / "lib" / "room" / "loop.c").write_text("int x;")
+    used.write_text("import lib.room\n")
     before = key()
-    (box.root / "lib" / "scan" / "loop.c").write_text("int y;")
+    (box.root / "lib" / "room" / "loop.c").write_text("int y;")
     assert key() != before
     toy.write_text("def f(:\n")  # the run will report it; the key must not stumble
     assert key() not in known
+
+
+def test_a_cell_that_shows_earlier_results_is_code_behind_none(tmp_path):
+    box = Box(tmp_path)
+    path = box.add("15_toy", "x = 1")
+
+    def hashes() -> tuple[str, str]:
+        notebook = Notebook(path)
+        return (
+            hashing.code_hash(notebook, {}, box.root),
+            hashing.run_key(notebook, {}, "default", box.root),
+        )
+
+    code, key = hashes()
+    nb = nbformat.read(path, 4)
+    shown = nbformat.v4.new_code_cell("print(2)", id="shown")
+    shown.metadata["tags"] = ["recorded"]
+    nb.cells.append(shown)
+    nbformat.write(nb, path)
+    assert hashes()[0] == code  # the result is what it was
+    assert hashes()[1] != key  # but the page is not
+    nb.cells[-1].metadata["tags"] = []
+    nbformat.write(nb, path)
+    assert hashes()[0] != code
 
 
 # --- a run, recorded and repeated ----------------------------------------------------

@@ -38,6 +38,7 @@ TAGS = {
     "parameters",
     "claims",
     "explorer",
+    "recorded",
     "hide-input",
     "raises-exception",
     "nbval-ignore-output",
@@ -123,6 +124,8 @@ def _cells(notebook: Notebook) -> Iterator[str]:
             yield f"code cell {k} is empty."
         if len(lines) > LONGEST:
             yield f"code cell {cell.id!r} has {len(lines)} lines; {LONGEST} fit."
+        if "recorded" in tags(cell) and "claims." in cell.source:
+            yield f"cell {cell.id!r} is tagged recorded, but tests a claim."
         if (widest := max(map(len, lines))) > WIDEST:
             yield f"code cell {cell.id!r} has a line of {widest} columns; {WIDEST} fit."
 

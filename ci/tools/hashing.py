@@ -113,9 +113,13 @@ def _sha(*parts: str) -> str:
     return digest.hexdigest()
 
 
-def _cells(notebook: Notebook) -> list[str]:
-    """The code that counts: no set-up cell; parameters count by their values."""
-    skip = {"setup", "parameters"}
+def _cells(notebook: Notebook, shown: bool = False) -> list[str]:
+    """The code that counts: no set-up cell; parameters count by their values.
+
+    What is tagged `recorded` only shows earlier results: it is code behind none, and
+    counts for the run key alone (shown).
+    """
+    skip = {"setup", "parameters"} | (set() if shown else {"recorded"})
     return [c.source for c in notebook.code if not skip & set(tags(c))]
 
 
@@ -151,7 +155,7 @@ def run_key(
 ) -> str:
     """The key under which a finished run is found again."""
     own = f"{notebook.name}.{profile}.json"
-    text = "\n".join(_cells(notebook))
+    text = "\n".join(_cells(notebook, shown=True))
     if "scoreboard(" in text or "results_table(" in text:
         shown = sorted((root / "results").glob("*.json"))
     elif "recorded(" in text:
@@ -165,6 +169,7 @@ def run_key(
         from lib.kit.collection import collection_map
 
         parts.append(collection_map())
+    parts += [c for c in _cells(notebook, True) if c not in _cells(notebook)]
     python = ".".join(platform.python_version_tuple()[:2])
     return _sha(code_hash(notebook, values, root), python, platform.machine(), *parts)
 
