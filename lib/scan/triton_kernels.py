@@ -1,32 +1,41 @@
 """The Triton kernels: what one program computes. `lib.scan.gpu` launches them.
 
 The selective scan walks through time with its states in registers. A program is one
-warp and holds 16 states a thread: a tuple of NR tiles (BD channels, LANES states), where
-tile j holds the states j LANES, j LANES + 1, ... The states that one thread holds cost
-no shuffle to add up; those of a channel that lie on neighbouring lanes (LANES) cost
-log2(LANES), which the backward gladly pays, since its sums over channels, dB and dC,
-become as much shorter. Channels of a program share their B and C.
+warp and holds 16 states a thread: a tuple of NR tiles (BD channels, LANES states),
+where tile j holds the states j LANES, j LANES + 1, ... The states that one thread holds
+cost no shuffle to add up; those of a channel that lie on neighbouring lanes (LANES)
+cost log2(LANES), which the backward gladly pays, since its sums over channels, dB and
+dC, become as much shorter. Channels of a program share their B and C.
 
 Mamba-2 takes a chunk of Q steps at once as a (Q, Q) matrix for the tensor cores; a
-program is one head and hands its state (P, N) from chunk to chunk.
+program is one head, or a part of its channels, and hands its state on from chunk to
+chunk.
 
 Nothing is added atomically: what other programs must add up is written out and summed
 by torch, in one order. Triton is imported by `load`, not with this module.
 Sources: 2312.00752 (Algorithm 2, recomputation), 2405.21060 (section 6); own design.
 """
 
+# ruff: noqa: RUF005 (Triton does not read `(*tuple, item)`)
+
 from __future__ import annotations
 
 from types import SimpleNamespace
 
 tl = None  # triton.language, once `load` has run
-_kernels = []
+_terms, _kernels = [], []
 LOG2E = 1.4426950408889634  # exp2 is one instruction, exp is two
 LN2 = 0.6931471805599453
 
 
-def jit(function):
-    """Marks a function for `load` to hand to triton.jit."""
+def term(function):
+    """Marks what kernels call."""
+    _terms.append(function.__name__)
+    return function
+
+
+def kernel(function):
+    """Marks what is launched."""
     _kernels.append(function.__name__)
     return function
 
@@ -39,7 +48,11 @@ def load() -> SimpleNamespace:
     if here["tl"] is None:
         for name in ("LOG2E", "LN2"):
             here[name] = triton.language.constexpr(here[name])
-        here |= {name: triton.jit(here[name]) for name in _kernels}
+        # The interpreter takes milliseconds for a call of one jitted function by
+        # another; a plain function does as well.
+        plain = _terms if triton.knobs.runtime.interpret else []
+        for name in (*_terms, *_kernels):
+            here[name] = here[name] if name in plain else triton.jit(here[name])
         here["tl"] = triton.language
     return SimpleNamespace(**{name: here[name] for name in _kernels})
 
@@ -47,7 +60,7 @@ def load() -> SimpleNamespace:
 # -- terms --------------------------------------------------------------------------
 
 
-@jit
+@term
 def softplus(x):
     """log(1 + e^x) to the last digit: max(x, 0) + 2 artanh(e / (2 + e)), e = e^-|x|."""
     e = tl.exp2(-tl.abs(x) * LOG2E)
@@ -63,23 +76,23 @@ def softplus(x):
     return tl.maximum(x, 0.0) + 2.0 * s * (p * q + 1.0)
 
 
-@jit
+@term
 def sigmoid(x):
     return 1.0 / (1.0 + tl.exp2(-x * LOG2E))
 
 
-@jit
+@term
 def read(p, at, mask):
     """Numbers from memory as float32, 0 where masked."""
     return tl.load(p + at, mask=mask, other=0.0).to(tl.float32)
 
 
-@jit
+@term
 def write(p, at, x, mask):
     tl.store(p + at, x.to(p.dtype.element_ty), mask=mask)
 
 
-@jit
+@term
 def is_reset(reset, at, mask):
     return tl.load(reset + at, mask=mask, other=0) != 0
 
@@ -87,7 +100,7 @@ def is_reset(reset, at, mask):
 # -- selective scan: what a program holds -------------------------------------------
 
 
-@jit
+@term
 def place(d, G, blocks, BD: tl.constexpr):
     """Row, group and channels of this program; a block of channels has one group."""
     at = tl.program_id(0)
@@ -98,8 +111,10 @@ def place(d, G, blocks, BD: tl.constexpr):
     return row.to(tl.int64), group, block, group * (d // G) + inside, live
 
 
-@jit
-def tiles(p, at, live, per_d, per_n, N, LANES: tl.constexpr, NR: tl.constexpr):
+@term
+def tiles(
+    p, at, live, per_d, per_n, N: tl.constexpr, LANES: tl.constexpr, NR: tl.constexpr
+):
     """The states of these channels from p, or zeros where there is no p."""
     out = ()
     for j in tl.static_range(NR):
@@ -113,8 +128,10 @@ def tiles(p, at, live, per_d, per_n, N, LANES: tl.constexpr, NR: tl.constexpr):
     return out
 
 
-@jit
-def keep(p, h, at, live, per_d, per_n, N, LANES: tl.constexpr, NR: tl.constexpr):
+@term
+def keep(
+    p, h, at, live, per_d, per_n, N: tl.constexpr, LANES: tl.constexpr, NR: tl.constexpr
+):
     """Write states: the reverse of `tiles`."""
     for j in tl.static_range(NR):
         n = j * LANES + tl.arange(0, LANES)
@@ -122,27 +139,28 @@ def keep(p, h, at, live, per_d, per_n, N, LANES: tl.constexpr, NR: tl.constexpr)
         write(p, where, h[j], live[:, None] & (n < N)[None, :])
 
 
-@jit
-def shared(p, at, there, N, LANES: tl.constexpr, NR: tl.constexpr):
+@term
+def shared(p, at, there, N: tl.constexpr, LANES: tl.constexpr, NR: tl.constexpr):
     """B or C of one step: what all channels of the program have in common."""
     out = ()
     for j in tl.static_range(NR):
         n = j * LANES + tl.arange(0, LANES)
-        out = out + (read(p, at * N + n, (n < N) & there)[None, :],)
+        mask = there if N == LANES * NR else (n < N) & there
+        out = out + (read(p, at * N + n, mask)[None, :],)
     return out
 
 
-@jit
+@term
 def step_size(raw, mask, SOFTPLUS: tl.constexpr):
     """delta; 0 outside of the sequence, where the state shall stay as it is."""
     return tl.where(mask, softplus(raw) if SOFTPLUS else raw, 0.0)
 
 
-@jit
+@term
 def advance(h, A, delta, x, B, cut, NR: tl.constexpr):
-    """One step: decay a = e^(delta A), a h and the state a h + x B; A is in units of ln 2.
+    """One step: the decay a = e^(delta A), a h, and the new state a h + x B.
 
-    cut: whether a sequence starts here, or None.
+    A: times log2 e; cut: whether a sequence starts here, or None.
     """
     decay = ()
     kept = ()
@@ -158,7 +176,7 @@ def advance(h, A, delta, x, B, cut, NR: tl.constexpr):
     return decay, kept, new
 
 
-@jit
+@term
 def in_ln2(A, NR: tl.constexpr):
     out = ()
     for j in tl.static_range(NR):
@@ -169,7 +187,7 @@ def in_ln2(A, NR: tl.constexpr):
 # -- selective scan: forward --------------------------------------------------------
 
 
-@jit
+@term
 def inputs(u, delta, z, B, C, reset, row, t, L, d, G, group, at, live, N, LANES, NR):
     """All that one step reads; loaded a step ahead of its use."""
     there = t < L
@@ -190,7 +208,7 @@ def inputs(u, delta, z, B, C, reset, row, t, L, d, G, group, at, live, N, LANES,
     )
 
 
-@jit
+@kernel
 def scan_forward(
     u,
     delta,
@@ -207,9 +225,9 @@ def scan_forward(
     check,
     L,
     d,
-    N,
     G,
     blocks,
+    N: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     EVERY: tl.constexpr,
     BD: tl.constexpr,
@@ -217,7 +235,7 @@ def scan_forward(
     NR: tl.constexpr,
 ):
     """y, the last state, and the state before every EVERY-th step (check, or None)."""
-    row, group, block, at, live = place(d, G, blocks, BD)
+    row, group, _block, at, live = place(d, G, blocks, BD)
     rates = in_ln2(tiles(A, at, live, N, 1, N, LANES, NR), NR)
     state = row * d * N
     h = tiles(h0 if h0 is None else h0 + state, at, live, N, 1, N, LANES, NR)
@@ -256,7 +274,7 @@ def scan_forward(
 # -- selective scan: backward -------------------------------------------------------
 
 
-@jit
+@term
 def rerun(
     h,
     rates,
@@ -273,7 +291,7 @@ def rerun(
     group,
     at,
     live,
-    N,
+    N: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     LANES: tl.constexpr,
     NR: tl.constexpr,
@@ -289,7 +307,7 @@ def rerun(
     return advance(h, rates, delta_t, delta_t * read(u, step, there), B_t, cut, NR)
 
 
-@jit
+@kernel
 def scan_backward(
     u,
     delta,
@@ -316,9 +334,9 @@ def scan_backward(
     rows,
     L,
     d,
-    N,
     G,
     blocks,
+    N: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     EVERY: tl.constexpr,
     STEPS: tl.constexpr,
@@ -442,3 +460,217 @@ def scan_backward(
         write(dD, row * d + at, grad_D, live)
     if bias is not None:
         write(dbias, row * d + at, grad_bias, live)
+
+
+# -- linear recurrence --------------------------------------------------------------
+
+
+@kernel
+def linear_forward(
+    a,
+    b,
+    h0,
+    reset,
+    h,
+    L,
+    M,
+    blocks,
+    BLOCK: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    """All states of h_t = a_t h_{t-1} + b_t for one row and BLOCK of its M lanes.
+
+    The inputs of STEPS steps are loaded before the first of them is taken.
+    """
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    at = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    live = at < M
+    state = tl.zeros((BLOCK,), tl.float32)
+    if h0 is not None:
+        state = read(h0, row * M + at, live)
+    for first in range(0, L, STEPS):
+        decays = ()
+        drives = ()
+        for i in tl.static_range(STEPS):
+            there = live & (first + i < L)
+            step = (row * L + first + i) * M + at
+            decays = decays + (read(a, step, there),)
+            drives = drives + (read(b, step, there),)
+        for i in tl.static_range(STEPS):
+            t = first + i
+            if reset is not None:
+                cut = is_reset(reset, row * L + t, t < L)
+                state = tl.where(cut, 0.0, state)
+            state = decays[i] * state + drives[i]
+            write(h, (row * L + t) * M + at, state, live & (t < L))
+
+
+@kernel
+def linear_backward(
+    a,
+    h0,
+    reset,
+    h,
+    gh,
+    da,
+    db,
+    dh0,
+    L,
+    M,
+    blocks,
+    BLOCK: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    """g_t = gh_t + a_{t+1} g_{t+1}: db = g, da = g h_{t-1}, dh0 = a_0 g_0."""
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    at = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    live = at < M
+    start = tl.zeros((BLOCK,), tl.float32)
+    if h0 is not None:
+        start = read(h0, row * M + at, live)
+    carry = tl.zeros((BLOCK,), tl.float32)
+    for done in range(0, L, STEPS):
+        decays = ()
+        grads = ()
+        befores = ()
+        for i in tl.static_range(STEPS):
+            t = L - 1 - done - i
+            step = (row * L + t) * M + at
+            decays = decays + (read(a, step, live & (t >= 0)),)
+            grads = grads + (read(gh, step, live & (t >= 0)),)
+            before = read(h, step - M, live & (t > 0))
+            befores = befores + (tl.where(t == 0, start, before),)
+        for i in tl.static_range(STEPS):
+            t = L - 1 - done - i
+            there = live & (t >= 0)
+            step = (row * L + t) * M + at
+            g = grads[i] + carry
+            after = decays[i] * g
+            before = befores[i]
+            if reset is not None:
+                cut = is_reset(reset, row * L + t, t >= 0)
+                after = tl.where(cut, 0.0, after)
+                before = tl.where(cut, 0.0, before)
+            carry = tl.where(t >= 0, after, carry)
+            write(db, step, g, there)
+            write(da, step, g * before, there)
+    if dh0 is not None:
+        write(dh0, row * M + at, carry, live)
+
+
+# -- Mamba-2 ------------------------------------------------------------------------
+
+
+@term
+def segments(log_a, sequence, Q: tl.constexpr):
+    """Decay from after step j to step i of a chunk, (Q, Q): 0 above the diagonal.
+
+    What does not lie between j and i is masked before the cumulative sum: a difference
+    of two long sums loses the digits of a short one. Source: 2405.21060, listing 1.
+    sequence: number of the packed sequence of each step; none reaches into another.
+    """
+    at = tl.arange(0, Q)
+    i, j = at[:, None], at[None, :]
+    sums = tl.cumsum(tl.where(i > j, log_a[:, None], 0.0), 0)
+    near = (i >= j) & (sequence[:, None] == sequence[None, :])
+    return tl.where(near, tl.exp2(tl.where(near, sums, 0.0) * LOG2E), 0.0)
+
+
+@term
+def last_of(x, Q: tl.constexpr):
+    """The last row of a (Q, ...) tile."""
+    at = tl.arange(0, Q)
+    return tl.sum(tl.where((at == Q - 1)[:, None], x, 0.0), 0)
+
+
+@term
+def columns(p, rows, there, j: tl.constexpr, N: tl.constexpr, BN: tl.constexpr):
+    """The j-th BN states of B or C in a chunk's steps, (Q, BN)."""
+    n = j * BN + tl.arange(0, BN)
+    mask = there[:, None] & (n < N)[None, :]
+    return read(p, rows[:, None] * N + n[None, :], mask)
+
+
+@kernel
+def ssd_forward(
+    x,
+    delta,
+    A,
+    B,
+    C,
+    D,
+    z,
+    bias,
+    h0,
+    reset,
+    y,
+    last,
+    L,
+    H,
+    G,
+    P: tl.constexpr,
+    N: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    Q: tl.constexpr,
+    BP: tl.constexpr,
+    BN: tl.constexpr,
+    NR: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """y and the last state, for BP of the P channels of one head.
+
+    States come in NR tiles of BN, so that the operands of a product stay small.
+
+    With X = delta x, S the decays between steps and h (P, N) the state before a chunk:
+        y = ((C B^T) * S) X + reach C h^T,  h' = reach_Q h + (to_end X)^T B.
+    """
+    blocks: tl.constexpr = (P + BP - 1) // BP
+    row = (tl.program_id(0) // (H * blocks)).to(tl.int64)
+    head = tl.program_id(0) // blocks % H
+    group = head // (H // G)
+    at = tl.arange(0, Q)
+    p = tl.program_id(0) % blocks * BP + tl.arange(0, BP)
+    state = (row * H + head) * P * N
+    h = tiles(h0 if h0 is None else h0 + state, p, p < P, N, 1, N, BN, NR)
+    rate = tl.load(A + head)
+    for k in range(tl.cdiv(L, Q)):
+        there = k * Q + at < L
+        start = row * L + k * Q  # 64 bits once, and 32 for each number of a tile
+        raw = read(delta + start * H, at * H + head, there)
+        if bias is not None:
+            raw += tl.load(bias + head)
+        delta_t = step_size(raw, there, SOFTPLUS)
+        sequence = tl.zeros((Q,), tl.int32)
+        if reset is not None:
+            sequence = tl.cumsum(is_reset(reset + start, at, there).to(tl.int32), 0)
+        S = segments(delta_t * rate, sequence, Q)
+        reach = tl.exp2(tl.cumsum(delta_t * rate, 0) * LOG2E)
+        reach = tl.where(sequence == 0, reach, 0.0)
+        to_p = (at * H + head)[:, None] * P + p[None, :]
+        mask_p = there[:, None] & (p < P)[None, :]
+        x_t = read(x + start * H * P, to_p, mask_p)
+        X = delta_t[:, None] * x_t
+        B_k, C_k = B + start * G * N, C + start * G * N
+        M = tl.zeros((Q, Q), tl.float32)
+        carried = tl.zeros((Q, BP), tl.float32)
+        for j in tl.static_range(NR):
+            B_j = columns(B_k, at * G + group, there, j, N, BN)
+            C_j = columns(C_k, at * G + group, there, j, N, BN)
+            M += tl.dot(C_j, tl.trans(B_j), input_precision=PRECISION)
+            carried += tl.dot(C_j, tl.trans(h[j]), input_precision=PRECISION)
+        out = tl.dot(M * S, X, input_precision=PRECISION) + reach[:, None] * carried
+        end = tl.trans(X * last_of(S, Q)[:, None])
+        kept = tl.sum(tl.where(at == Q - 1, reach, 0.0), 0)
+        new = ()
+        for j in tl.static_range(NR):
+            B_j = columns(B_k, at * G + group, there, j, N, BN)
+            h_j = kept * h[j] + tl.dot(end, B_j, input_precision=PRECISION)
+            new = new + (h_j,)
+        h = new
+        if D is not None:
+            out += read(D, head * P + p, p < P)[None, :] * x_t
+        if z is not None:
+            gate = read(z + start * H * P, to_p, mask_p)
+            out = out * gate * sigmoid(gate)
+        write(y + start * H * P, to_p, out, mask_p)
+    keep(last + state, h, p, p < P, N, 1, N, BN, NR)
