@@ -408,6 +408,15 @@ def test_without_a_compiler_it_says_so(fresh, tmp_path):
 
 
 @needs_kernel
+def test_asking_whether_it_builds_builds_what_is_used_first(fresh, tmp_path):
+    fresh.setenv("LIB_SCAN_CACHE", str(tmp_path))
+    assert cpu.unavailable() is None
+    x = torch.ones(1, 3, 4)
+    cpu.selective(x, x, -torch.ones(4, 16), *torch.ones(2, 1, 3, 1, 16))
+    assert len(list(tmp_path.glob("*.so"))) == 1
+
+
+@needs_kernel
 def test_the_first_line_of_a_compile_error_is_told(fresh):
     fresh.setenv("LIB_SCAN_MARCH", "pdp11")
     assert "failed on scan.c: " in cpu.unavailable()

@@ -28,14 +28,18 @@
 #undef NS
 #define NS 8
 #endif
-#ifndef NB
-#define NB 4 /* states that the backward loop holds at once */
+#ifndef NB /* states that the backward loop holds at once; it divides NS. Heads keep
+              fewer vectors for each, so that twice as many fit */
+#define NB (HEADS && VL == 16 && NS >= 8 ? 8 : 4)
 #endif
 #ifndef T
 #define T 16 /* steps of a chunk */
 #endif
 #ifndef SPLIT
 #define SPLIT 4 /* items to aim for; longer rows are worth more than more items */
+#endif
+#ifndef LONG
+#define LONG 32 /* blocks of an item at most: 64 are faster still, for fewer threads */
 #endif
 #define LN2 0.693147181f
 
@@ -74,7 +78,7 @@ static plan make_plan(const job *J) {
     p.unit = HEADS ? (width + VL - 1) / VL : 1;
     long units = HEADS ? J->d / J->P / J->G : (width + VL - 1) / VL;
     p.blocks = units * p.unit;
-    long ranges = MAX((p.blocks + 15) / 16,
+    long ranges = MAX((p.blocks + LONG - 1) / LONG,
                       MIN(SPLIT / MAX(1, J->b * J->G), p.blocks / 4));
     ranges = MAX(1, MIN(ranges, units));
     long each = (units + ranges - 1) / ranges;
@@ -83,40 +87,49 @@ static plan make_plan(const job *J) {
     return p;
 }
 
+typedef struct { /* where a block's channels are */
+    long channel, width, head;
+} spot;
+
 /* An item: some blocks of one group of one sequence. */
 typedef struct {
     const job *J;
     plan p;
     long batch, group, range, first, count; /* blocks first .. first + count - 1 */
     const uint8_t *reset;
+    long heads;        /* columns of delta */
+    const spot *spots; /* of these blocks: looked up, because finding one divides */
 } place;
 
-static place find(const job *J, long item) {
-    place w = {J, make_plan(J), 0, 0, 0, 0, 0, NULL};
+static spot locate(const job *J, const plan *p, long group, long j) {
+    if (!HEADS) {
+        long dg = J->d / J->G;
+        return (spot){group * dg + j * VL, MIN(VL, dg - j * VL), 0};
+    }
+    long head = group * (J->d / J->P / J->G) + j / p->unit;
+    long at = j % p->unit * VL;
+    return (spot){head * J->P + at, MIN(VL, J->P - at), head};
+}
+
+static long spot_floats(plan p) { /* whole vectors, so that what follows is aligned */
+    return (p.each * (long)sizeof(spot) + 63) / 64 * 16;
+}
+
+static place find(const job *J, long item, float *scratch) {
+    place w = {.J = J, .p = make_plan(J), .spots = (spot *)scratch};
+    w.heads = HEADS ? J->d / J->P : J->d;
     w.range = item % w.p.ranges;
     w.group = item / w.p.ranges % J->G;
     w.batch = item / w.p.ranges / J->G;
     w.first = w.range * w.p.each;
     w.count = MIN(w.p.each, w.p.blocks - w.first);
     w.reset = J->reset ? J->reset + w.batch * J->L : NULL;
+    for (long j = 0; j < w.count; j++)
+        ((spot *)scratch)[j] = locate(J, &w.p, w.group, w.first + j);
     return w;
 }
 
-typedef struct { /* where a block's channels are */
-    long channel, width, head;
-} spot;
-
-INLINE spot where(const place *w, long j) {
-    const job *J = w->J;
-    j += w->first;
-    if (!HEADS) {
-        long dg = J->d / J->G;
-        return (spot){w->group * dg + j * VL, MIN(VL, dg - j * VL), 0};
-    }
-    long head = w->group * (J->d / J->P / J->G) + j / w->p.unit;
-    long at = j % w->p.unit * VL;
-    return (spot){head * J->P + at, MIN(VL, J->P - at), head};
-}
+INLINE spot where(const place *w, long j) { return w->spots[j]; }
 
 /* ---- between the user's layout and vectors --------------------------------------- */
 
@@ -164,7 +177,7 @@ static void decays(float *to, const place *w) {
 
 INLINE vf raw_delta(const place *w, spot s, long t) { /* before softplus */
     const job *J = w->J;
-    long heads = HEADS ? J->d / J->P : J->d, row = (w->batch * J->L + t) * heads;
+    long row = (w->batch * J->L + t) * w->heads;
     if (!HEADS) {
         vf d = load(J->delta, row + s.channel, J->half_delta, s.width);
         if (J->bias) d += load(J->bias, s.channel, 0, s.width);
@@ -209,14 +222,14 @@ INLINE void forward_states(float *state, const float *A, entry *rows, const floa
 
 static long forward_scratch(const job *J) {
     plan p = make_plan(J);
-    return p.each * VL * (2 * p.N + 3 * T) + 2 * T * p.N;
+    return spot_floats(p) + p.each * VL * (2 * p.N + 3 * T) + 2 * T * p.N;
 }
 
 static void forward_item(const void *arg, long item, float *scratch) {
     const job *J = arg;
-    const place at = find(J, item), *w = &at;
+    const place at = find(J, item, scratch), *w = &at;
     const long N = w->p.N, block = N * VL, each = w->p.each;
-    entry *all = (entry *)scratch;
+    entry *all = (entry *)(scratch + spot_floats(w->p));
     float *A = (float *)(all + each * T), *h = A + each * block;
     float *B = h + each * block, *C = B + T * N;
 
@@ -288,10 +301,11 @@ static void forward_item(const void *arg, long item, float *scratch) {
 /* Scratch is laid out by what is used together: arrays a power of two apart would fight
    for the same lines of the cache (and did: it cost a factor of two). */
 typedef struct { /* of one (step, block) */
-    vf dt, x, w, dx, dd, y, a; /* a: of heads only */
+    vf dt, x, w, dx, dd, y, a[HEADS]; /* a: of heads only */
 } row;
-typedef struct { /* of one (step, state) */
-    vf a, p, B, C; /* p = a h[t-1]; B and C: sums over blocks, lane by lane */
+typedef struct { /* of one step and NB states; the odd vector is for the same reason */
+    vf a[HEADS ? 0 : NB], p[NB]; /* p = a h[t-1] */
+    vf B[NB], C[NB], odd;        /* sums over blocks, lane by lane */
 } cell;
 
 /* NB states of one block: the chunk again from its checkpoint, then in reverse. */
@@ -302,14 +316,15 @@ INLINE void backward_states(const float *state, float *adjoint, float *dA, const
     UNROLL for (int n = 0; n < NB; n++) h[n] = *(vf *)(state + n * VL);
     for (long t = 0; t < len; t++) {
         row *r = rows + t;
+        cell *c = cells + t;
         if (reset && reset[t]) UNROLL for (int n = 0; n < NB; n++) h[n] = splat(0);
         UNROLL for (int n = 0; n < NB; n++) {
-            cell *c = cells + t * NB + n;
-            vf a = HEADS ? r->a : exp2_of(r->dt, *(vf *)(A + n * VL));
+            vf a = HEADS ? r->a[0] : exp2_of(r->dt, *(vf *)(A + n * VL));
             vf p = a * h[n];
             h[n] = p + r->x * B[t * stride + n];
-            if (!HEADS) c->a = a;
-            c->p = p;
+            if (!HEADS) c->a[n] = a;
+            c->p[n] = p;
+            c->C[n] += r->w * h[n];
         }
         if (!gated) continue;
         vf y = r->y; /* before the gate, for the gradient of z */
@@ -321,12 +336,11 @@ INLINE void backward_states(const float *state, float *adjoint, float *dA, const
         sum[n] = HEADS ? splat(0) : *(vf *)(dA + n * VL);
     for (long t = len - 1; t >= 0; t--) {
         row *r = rows + t;
+        cell *c = cells + t;
         vf dt = r->dt, x = r->x, w = r->w, dx = r->dx, dd = r->dd;
         UNROLL for (int n = 0; n < NB; n++) {
-            cell *c = cells + t * NB + n;
-            vf p = c->p, now = g[n] + w * C[t * stride + n];
-            c->C += w * (p + x * B[t * stride + n]); /* h[t] */
-            c->B += now * x;
+            vf p = c->p[n], now = g[n] + w * C[t * stride + n];
+            c->B[n] += now * x;
             dx += now * B[t * stride + n];
             if (HEADS) dd += now * p;
             else {
@@ -334,7 +348,7 @@ INLINE void backward_states(const float *state, float *adjoint, float *dA, const
                 sum[n] += q * dt;
                 dd += q * *(vf *)(A + n * VL);
             }
-            g[n] = (HEADS ? r->a : c->a) * now;
+            g[n] = (HEADS ? r->a[0] : c->a[n]) * now;
         }
         if (reset && reset[t]) UNROLL for (int n = 0; n < NB; n++) g[n] = splat(0);
         r->dx = dx, r->dd = dd;
@@ -349,8 +363,10 @@ static void fold_lanes(const cell *cells, const place *w, long t0, long len, lon
     float *to_B = J->dB, *to_C = J->dC, B[T * NB], C[T * NB];
     for (long i = 0; i < len * NB; i += VL) {
         vf some_B[VL], some_C[VL];
-        UNROLL for (int l = 0; l < VL; l++) some_B[l] = cells[i + l].B;
-        UNROLL for (int l = 0; l < VL; l++) some_C[l] = cells[i + l].C;
+        UNROLL for (int l = 0; l < VL; l++) {
+            const cell *c = cells + (i + l) / NB;
+            some_B[l] = c->B[(i + l) % NB], some_C[l] = c->C[(i + l) % NB];
+        }
         *(vf *)(B + i) = lane_sums(some_B);
         *(vf *)(C + i) = lane_sums(some_C);
     }
@@ -368,7 +384,7 @@ static void fold_lanes(const cell *cells, const place *w, long t0, long len, lon
 
 typedef struct { /* the workspace of one item */
     row *rows;                    /* [blocks][T] */
-    cell *cells;                  /* [T][NB] */
+    cell *cells;                  /* [T] */
     float *A, *g, *dA;            /* [blocks][N][VL] */
     float *dD, *dbias;            /* [blocks][VL] */
     float *B, *C;                 /* [T][N] */
@@ -376,13 +392,15 @@ typedef struct { /* the workspace of one item */
 
 static long backward_scratch(const job *J) {
     plan p = make_plan(J);
-    return p.each * VL * (3 * p.N + 7 * T + 2) + 4 * T * NB * VL + 2 * T * p.N;
+    long rows = p.each * T * sizeof(row), cells = T * sizeof(cell);
+    return spot_floats(p) + (rows + cells) / (long)sizeof(float) +
+           p.each * VL * (3 * p.N + 2) + 2 * T * p.N;
 }
 
 static work lay_out(float *scratch, plan p) {
     work m;
     m.rows = (row *)scratch, m.cells = (cell *)(m.rows + p.each * T);
-    m.A = (float *)(m.cells + T * NB), m.g = m.A + p.each * p.N * VL;
+    m.A = (float *)(m.cells + T), m.g = m.A + p.each * p.N * VL;
     m.dA = m.g + p.each * p.N * VL, m.dD = m.dA + p.each * p.N * VL;
     m.dbias = m.dD + p.each * VL, m.B = m.dbias + p.each * VL, m.C = m.B + T * p.N;
     return m;
@@ -405,7 +423,7 @@ static void backward_enter(const place *at, work m, long t0, long len) {
                 r->y = u * skip(J, s);
             }
             r->x = d * u, r->w = gy, r->dt = d = tame(d);
-            if (HEADS) r->a = exp2_of(d, *(vf *)(m.A + j * VL));
+            if (HEADS) r->a[0] = exp2_of(d, *(vf *)(m.A + j * VL));
             r->dx = r->dd = splat(0);
         }
 }
@@ -444,7 +462,7 @@ static void backward_leave(const place *at, work m, long t0, long len) {
             float *first = m.dA + (j + 1 - at->p.unit) * VL; /* of this head */
             first[0] += q * r.dt[0];
             m.dbias[(j + 1 - at->p.unit) * VL] += step;
-            store(J->ddelta, (at->batch * J->L + t0 + t) * (J->d / J->P) + s.head,
+            store(J->ddelta, (at->batch * J->L + t0 + t) * at->heads + s.head,
                   J->half_delta, 1, splat(step));
             from_x = from_a = splat(0);
         }
@@ -494,10 +512,10 @@ static void backward_ahead(const place *at, long j, long t0, const float *state,
 
 static void backward_item(const void *arg, long item, float *scratch) {
     const job *J = arg;
-    const place here = find(J, item), *at = &here;
+    const place here = find(J, item, scratch), *at = &here;
     const long N = at->p.N, block = N * VL;
     const long before = J->G * at->p.blocks * block; /* from a checkpoint to the last */
-    work m = lay_out(scratch, at->p);
+    work m = lay_out(scratch + spot_floats(at->p), at->p);
 
     decays(m.A, at);
     memset(m.dA, 0, at->p.each * block * sizeof(float));
@@ -514,7 +532,8 @@ static void backward_item(const void *arg, long item, float *scratch) {
         rows(m.C, J->C, at, t0, len);
         backward_enter(at, m, t0, len);
         for (long k = 0; k < N; k += NB) {
-            for (long i = 0; i < T * NB; i++) m.cells[i].B = m.cells[i].C = splat(0);
+            for (long i = 0; i < T * NB; i++)
+                m.cells[i / NB].B[i % NB] = m.cells[i / NB].C[i % NB] = splat(0);
             for (long j = 0; j < at->count; j++) {
                 long s = j * block + k * VL;
                 if (c > 0)
@@ -540,6 +559,8 @@ long check_floats(const job *J) { /* the size of the checkpoints */
 
 int forward(const job *J, int threads) {
     plan p = make_plan(J);
+    large_pages(J->y, J->b * J->L * J->d * (J->half_u ? 2 : 4));
+    if (J->check) large_pages(J->check, check_floats(J) * sizeof(float));
     return spread(forward_item, J, J->b * J->G * p.ranges, forward_scratch(J), threads);
 }
 
@@ -552,6 +573,10 @@ int backward(const job *asked, int threads) {
     if (!parts) return 1;
     J.part_A = parts, J.part_D = J.part_A + J.b * of_A, J.part_bias = J.part_D + J.b * J.d;
     J.part_B = J.part_bias + J.b * heads, J.part_C = J.part_B + extra;
+    long wide = J.b * J.L * J.d;
+    large_pages(J.du, wide * (J.half_u ? 2 : 4));
+    if (!HEADS) large_pages(J.ddelta, wide * (J.half_delta ? 2 : 4));
+    if (J.dz) large_pages(J.dz, wide * (J.half_z ? 2 : 4));
     int failed = spread(backward_item, &J, J.b * J.G * p.ranges, backward_scratch(&J),
                         threads);
     if (!failed) {
