@@ -452,18 +452,11 @@ def bench_hash(name: str) -> str:
 
     Comments and blank lines do not count. Raises UsageError for an unknown name.
     """
-    from ci.tools.hashing import canonical, closure
+    from ci.tools.hashing import canonical, sha, sources
 
     source = find(name).read_text(encoding="utf-8")
-    parts = [canonical(source)]
-    for path in closure([ast.parse(source)], ROOT):
-        text = path.read_text(encoding="utf-8")
-        text = canonical(text) if path.suffix == ".py" else text
-        parts += [path.relative_to(ROOT).as_posix(), text]
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(f"{len(part)}:".encode() + part.encode())
-    return digest.hexdigest()
+    behind = sources([ast.parse(source)]).items()
+    return sha(canonical(source), *(part for pair in behind for part in pair))
 
 
 def _ended(*_: Any) -> None:

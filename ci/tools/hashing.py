@@ -106,7 +106,18 @@ def closure(trees: list[ast.AST], root: Path = ROOT) -> list[Path]:
     return sorted(files)
 
 
-def _sha(*parts: str) -> str:
+def sources(trees: list[ast.AST], root: Path = ROOT) -> dict[str, str]:
+    """What counts of every file behind code, by its place in the collection."""
+    found = {}
+    for path in closure(trees, root):
+        text = path.read_text(encoding="utf-8")
+        text = canonical(text) if path.suffix == ".py" else text
+        found[path.relative_to(root).as_posix()] = text
+    return found
+
+
+def sha(*parts: str) -> str:
+    """One hash of several texts, whatever stands at their borders."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(f"{len(part)}:".encode() + part.encode())
@@ -136,18 +147,16 @@ def code_hash(notebook: Notebook, values: dict[str, Any], root: Path = ROOT) -> 
     trees = [_parse(source) for source in [*cells, "from lib import kit"]]
     parts = [canonical(source) for source in cells]
     shipped = {name for tree in trees for name in _calls(tree, "shipped")}
-    for path in closure(trees, root):
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".py":
+    for place, text in sources(trees, root).items():
+        if place.endswith(".py"):
             shipped |= set(_calls(_parse(text), "shipped"))
-            text = canonical(text)
-        parts += [path.relative_to(root).as_posix(), text]
+        parts += [place, text]
     manifest = json.loads((root / "data" / "manifest.json").read_text(encoding="utf-8"))
     parts += [f"{name} {manifest.get(name)}" for name in sorted(shipped)]
     parts.append(json.dumps(notebook.resolved(values), sort_keys=True, default=str))
     for name in ("environment.yml", "ci/constraints.txt"):
         parts.append((root / name).read_text(encoding="utf-8"))
-    return _sha(*parts)
+    return sha(*parts)
 
 
 def run_key(
@@ -155,7 +164,8 @@ def run_key(
 ) -> str:
     """The key under which a finished run is found again."""
     own = f"{notebook.name}.{profile}.json"
-    text = "\n".join(_cells(notebook, shown=True))
+    cells, behind = _cells(notebook, shown=True), set(_cells(notebook))
+    text = "\n".join(cells)
     if "scoreboard(" in text or "results_table(" in text:
         shown = sorted((root / "results").glob("*.json"))
     elif "recorded(" in text:
@@ -169,9 +179,9 @@ def run_key(
         from lib.kit.collection import collection_map
 
         parts.append(collection_map())
-    parts += [c for c in _cells(notebook, True) if c not in _cells(notebook)]
+    parts += [cell for cell in cells if cell not in behind]
     python = ".".join(platform.python_version_tuple()[:2])
-    return _sha(code_hash(notebook, values, root), python, platform.machine(), *parts)
+    return sha(code_hash(notebook, values, root), python, platform.machine(), *parts)
 
 
 def stale(notebook: Notebook, profile: str, recorded_hash: str) -> bool:
