@@ -372,6 +372,33 @@ def test_html_table_has_the_same_cells_and_escapes_them():
     assert "color" not in three().html()  # it must suit light and dark pages
 
 
+def test_statements_are_the_claims_of_one_paper(shown: Shown):
+    claims = Claims("21_x")
+    claims.theorem(
+        "C2",
+        "floor",
+        measured=1.0,
+        at_most=2.0,
+        source="2510.00399, Theorem <2>",
+        hypotheses="l >= 20: met",
+    )
+    claims.trend("C1", "s", effects=[1, 2, 3], source="2510.00399", hypotheses="h")
+    claims.identity("C3", "other", residual=0, tol=1, source="derived here")
+    claims.statements("2510.00399", {"Theorem 9": "constants are lost"})
+    ((bundle, _),) = shown
+    lines = bundle["text/plain"].split("\n")
+    assert lines[0] == "2510.00399 | claim | hypotheses | measured | verdict"
+    assert lines[1].startswith("s | C1 (trend) | h | 2.000 [")
+    assert lines[2] == (
+        "Theorem <2> | C2 (theorem) | l >= 20: met | 1.000; expected <= 2.000 | holds"
+    )
+    assert lines[3] == "Theorem 9 | - | constants are lost | - | not tested"
+    assert len(lines) == 4
+    assert "Theorem &lt;2&gt;</th><td" in bundle["text/html"]
+    with pytest.raises(ValueError, match="no claim of 21_x names 1234"):
+        claims.statements("1234.5678")
+
+
 def test_running_a_cell_again_replaces_its_claim_in_place():
     claims = three()
     claims.theorem("C2", "limit", measured=5, at_most=1, source="again")

@@ -479,6 +479,11 @@ def test_receptive_fields_and_memory_by_hand():
 # -- dual selection -----------------------------------------------------------------
 
 
+def unit(x):
+    """x over its root mean square."""
+    return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
 def test_the_plain_start_is_a_chain_of_mixers():
     torch.manual_seed(0)
     model = dual.MambaMixer(channels=5, length=8, layers=3, states=2)
@@ -486,8 +491,8 @@ def test_the_plain_start_is_a_chain_of_mixers():
     x = torch.randn(2, 8, 5)
     y = x
     for token, channel in zip(model.token, model.channel):
-        y = token(dual._normal(y))
-        y = channel(dual._normal(y).transpose(1, 2)).transpose(1, 2)
+        y = token(unit(y))
+        y = channel(unit(y).transpose(1, 2)).transpose(1, 2)
     close(model(x), y)
 
 
@@ -500,9 +505,9 @@ def test_every_weight_gets_a_gradient_and_averages_are_weighted_sums():
             torch.nn.init.normal_(weight)
     token, channel = model.token[0], model.channel[0]
     read = (model.alpha[0] + model.beta[0]) * x
-    first = token(dual._normal(read))
+    first = token(unit(read))
     read = model.theta[0][0] * x + model.theta[0][1] * first + model.gamma[0] * x
-    second = channel(dual._normal(read).transpose(1, 2)).transpose(1, 2)
+    second = channel(unit(read).transpose(1, 2)).transpose(1, 2)
     short = dual.MambaMixer(channels=4, length=6, layers=1, states=2)
     ours = {k: v for k, v in model.state_dict().items() if k in short.state_dict()}
     short.load_state_dict(ours)

@@ -26,7 +26,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from importlib import metadata
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -37,6 +36,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from ci.tools.notebooks import UsageError
+from lib.kit.checks import nearest
 from lib.kit.results import Recorded, load, output_folder, save_table, versions
 from lib.kit.results import write_json as write
 from lib.kit.start import ROOT
@@ -440,10 +440,9 @@ def find(name: str) -> Path:
     known = every_benchmark()
     if name in known:
         return BENCHMARKS / f"{name}.py"
-    near = get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    listed = ", ".join(known) or "none"
     raise UsageError(
-        f"there is no benchmark {name!r}; there is {', '.join(known) or 'none'}.{hint}"
+        f"there is no benchmark {name!r}; there is {listed}.{nearest(name, known)}"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from typing import Any
 import nbformat
 import yaml
 
+from lib.kit.checks import nearest
 from lib.kit.parameters import (
     Parameter,
     ParameterError,
@@ -170,8 +170,7 @@ def select(words: list[str]) -> list[Notebook]:
         ]
         if not found:
             names = [n.name for n in known] + [n.name[3:] for n in known]
-            close = difflib.get_close_matches(stem, names, n=3, cutoff=0.4)
-            hint = f" Did you mean {' or '.join(close)}?" if close else ""
+            hint = nearest(stem, names)
             listed = ", ".join(n.name for n in known) or "none yet"
             raise UsageError(
                 f"there is no notebook {word!r}.{hint} There are: {listed}."

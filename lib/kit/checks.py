@@ -1,4 +1,4 @@
-"""Bad input gets a sentence: the three checks that every module of `lib` uses."""
+"""Bad input gets a sentence: the checks that every module of `lib` uses."""
 
 from __future__ import annotations
 
@@ -17,14 +17,22 @@ def need(condition: bool, sentence: str, error: type[Exception] = ValueError) ->
         raise error(sentence)
 
 
+def nearest(given: object, known: Iterable[object]) -> str:
+    """A question with the one or two known words like a given one, or nothing."""
+    words = [word for word in known if isinstance(word, str)]
+    near = get_close_matches(str(given), words, n=2, cutoff=0.4)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
 def choice(name: str, given: object, known: Iterable[str]) -> None:
     """Check a word against the known ones. Raises ValueError with the nearest."""
     words = [str(word) for word in known]
     if given in words:
         return
-    near = get_close_matches(str(given), words, n=2, cutoff=0.4)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    raise ValueError(f"{name} is {given!r}; choose one of {', '.join(words)}.{hint}")
+    listed = ", ".join(words)
+    raise ValueError(
+        f"{name} is {given!r}; choose one of {listed}.{nearest(given, words)}"
+    )
 
 
 def count(name: str, given: object, least: int = 1) -> None:

@@ -12,7 +12,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -240,6 +240,7 @@ class Claims:
         expect: tuple[float | None, float | None] = (0, None),
         unit: str = "",
         published: str = "",
+        hypotheses: str = "",
         read: str = "paper",
     ) -> None:
         """An empirical effect, one number a seed, with its 95 % interval and verdict.
@@ -248,6 +249,7 @@ class Claims:
         which the paper's effect lies; (0, None) means "positive". *seen*: the interval
         of the mean lies inside; *opposite*: it lies outside; *inconclusive* otherwise.
         Under three seeds it is not judged. No outcome raises; an empty `expect` does.
+        hypotheses: what the paper assumes and how the run meets it.
         """
         effects = floats(effects).ravel().tolist()
         low = -math.inf if expect[0] is None else expect[0]
@@ -258,6 +260,7 @@ class Claims:
                 "(None, high) or (low, high) with low < high."
             )
         details = {"effects": _plain(effects), "unit": unit, "published": published}
+        details |= {"hypotheses": hypotheses}
         mean = math.nan  # also where a seed gave nan or inf: no mean to speak of
         if effects and np.isfinite(effects).all():
             mean = float(np.mean(effects))
@@ -315,6 +318,35 @@ class Claims:
                 f"{len(failed)} of {len(self.claims)} claims failed: {words}"
             )
 
+    def statements(self, paper: str, rest: Mapping[str, str] | None = None) -> None:
+        """Show a paper statement by statement: hypotheses, what is measured, verdict.
+
+        paper: its arXiv id; every claim whose source names it is a row. rest: what no
+        claim tests (theorem or figure), with the reason. Raises ValueError where no
+        claim names the paper, so that a wrong id is noticed.
+        """
+        from IPython.display import display
+
+        rows = []
+        for c in sorted(self.claims, key=_order):
+            if paper in c.source:
+                assumed = c.details.get("hypotheses", "")
+                found = f"{c.measured}; expected {c.expected}"
+                name = f"{c.id} ({c.kind})"
+                rows.append((_stated(c, paper), name, assumed, found, c.verdict))
+        if not rows:
+            raise ValueError(
+                f"no claim of {self.notebook} names {paper} as its source."
+            )
+        rows += [
+            (name, "-", why, "-", "not tested") for name, why in (rest or {}).items()
+        ]
+        heads = (paper, "claim", "hypotheses", "measured", "verdict")
+        cells = [[html.escape(cell) or "-" for cell in row] for row in rows]
+        lines = [" | ".join(cell or "-" for cell in row) for row in (heads, *rows)]
+        table = _table(heads, cells, f"{paper}, statement by statement")
+        display({"text/plain": "\n".join(lines), "text/html": table}, raw=True)
+
     def write(self) -> Path | None:
         """Write claims.json into this run's folder; None where there is none."""
         from lib.kit.results import note_gpu, output_folder, write_json
@@ -346,13 +378,27 @@ class Claims:
     def html(self) -> str:
         """The table for a page; no colours of its own, so that it suits any theme."""
         heads = ("", "claim", "source", "expected", "measured", "verdict")
-        head = "".join(f'<th scope="col" {LEFT}>{name}</th>' for name in heads)
-        rows = "".join(_row(c) for c in sorted(self.claims, key=_order))
-        return (
-            '<table class="claims">'
-            f"<caption>Claims of {html.escape(self.notebook)}</caption>"
-            f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-        )
+        rows = [_row(c) for c in sorted(self.claims, key=_order)]
+        return _table(heads, rows, f"Claims of {html.escape(self.notebook)}")
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+    """A table for a page: rows of escaped cells, the first names its row."""
+    head = "".join(f'<th scope="col" {LEFT}>{name}</th>' for name in heads)
+    body = ""
+    for first, *cells in rows:
+        line = "".join(f"<td {LEFT}>{cell}</td>" for cell in cells)
+        body += f'<tr><th scope="row" {LEFT}>{first}</th>{line}</tr>'
+    return (
+        f'<table class="claims"><caption>{caption}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )
+
+
+def _stated(claim: Claim, paper: str) -> str:
+    """Which statement of the paper a claim is about: its source without the paper."""
+    words = claim.source.replace(paper, "").strip(" ,;:()")
+    return words or claim.statement
 
 
 def _read_words(claim: Claim) -> str:
@@ -367,17 +413,16 @@ def _order(claim: Claim) -> list[Any]:
     return [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", claim.id)]
 
 
-def _row(c: Claim) -> str:
+def _row(c: Claim) -> list[str]:
+    """The cells of a claim, escaped."""
     esc = html.escape
     statement = f"{esc(c.statement)} <em>({c.kind})</em>"
     if hypotheses := c.details.get("hypotheses"):
         statement += f"<br><small>hypotheses: {esc(hypotheses)}</small>"
     source = f"{esc(c.source)}<br><small>{esc(_read_words(c))}</small>"
     mark = MARKS.get(c.verdict, "·")
-    cells = [statement, source, esc(c.expected), esc(c.measured)]
-    body = "".join(f"<td {LEFT}>{cell}</td>" for cell in cells)
-    verdict = f"<td {LEFT}><strong>{mark} {esc(c.verdict)}</strong></td>"
-    return f'<tr><th scope="row">{esc(c.id)}</th>{body}{verdict}</tr>'
+    verdict = f"<strong>{mark} {esc(c.verdict)}</strong>"
+    return [esc(c.id), statement, source, esc(c.expected), esc(c.measured), verdict]
 
 
 def say(text: str, **values: Any) -> None:

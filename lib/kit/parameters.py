@@ -15,14 +15,15 @@ refuses a bad value before any kernel starts.
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 import io
 import math
 import tokenize
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
+
+from lib.kit.checks import nearest
 
 
 class ParameterError(ValueError):
@@ -164,12 +165,6 @@ def _range_words(low: float | None, high: float | None) -> str:
     return f"at least {low}" if high is None else f"between {low} and {high}"
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
-    names = [name for name in known if isinstance(name, str)]
-    close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
-    return f" Did you mean {' or '.join(close)}?" if close else ""
-
-
 def _check_rule(name: str, value: Any, rule: Any) -> None:
     if isinstance(value, list | tuple):
         for item in value:
@@ -194,7 +189,7 @@ def _check_rule(name: str, value: Any, rule: Any) -> None:
             )
     elif value not in rule:
         choices = ", ".join(repr(choice) for choice in rule)
-        hint = _nearest(value, rule) if isinstance(value, str) else ""
+        hint = nearest(value, rule) if isinstance(value, str) else ""
         raise ParameterError(
             f"parameter {name!r} is {value!r}, but must be one of {choices}.{hint}"
         )
@@ -214,7 +209,7 @@ def validate(
     for name, value in values.items():
         if name not in types:
             raise ParameterError(
-                f"{where} has no parameter {name!r}.{_nearest(name, types)} It takes: "
+                f"{where} has no parameter {name!r}.{nearest(name, types)} It takes: "
                 f"{', '.join(types) or 'none'}."
             )
         if not matches(value, types[name]):

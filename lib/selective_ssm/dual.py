@@ -126,10 +126,14 @@ class MambaMixer(nn.Module):
         for level, (token, channel) in enumerate(zip(self.token, self.channel)):
             read = average(tokens, self.alpha[level])
             read = read + average(channels, self.beta[level])
-            tokens.append(token(_normal(read)))
+            tokens.append(token(F.rms_norm(read, read.shape[-1:], eps=1e-5)))
             read = average(tokens, self.theta[level])
             read = read + average(channels, self.gamma[level])
-            channels.append(channel(_normal(read).transpose(1, 2)).transpose(1, 2))
+            channels.append(
+                channel(
+                    F.rms_norm(read, read.shape[-1:], eps=1e-5).transpose(1, 2)
+                ).transpose(1, 2)
+            )
         return channels[-1]
 
 
@@ -143,7 +147,3 @@ def average(outputs: list[Tensor], weights: Tensor) -> Tensor:
         f"weights is {tuple(weights.shape)} for {len(outputs)} outputs; give one each.",
     )
     return torch.einsum("i...,i->...", torch.stack(outputs), weights)
-
-
-def _normal(x: Tensor) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5)

@@ -181,7 +181,7 @@ class Hydra(nn.Module):
         )
         z, x, mixer = self.select(u)
         y = hydra_mix(x, *mixer).flatten(2)
-        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-5) * self.norm
+        y = F.rms_norm(y, self.norm.shape, self.norm, eps=1e-5)
         return self.out_proj(y * F.silu(z))
 
     def matrix(self, u: Tensor) -> Tensor:

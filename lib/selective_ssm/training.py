@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lib.kit.checkpoints import finite, mixed, resume, save
 from lib.kit.checks import count, need
 from lib.selective_ssm.tasks import IGNORE, mqar
-from lib.ssm_init.training import _finite, _resume, _save, schedule
+from lib.ssm_init.training import schedule
 
 Batches = Callable[[int], tuple[Tensor, Tensor]]  # step -> tokens, targets
 NOT_DECAYED = ("A_log", "D", "dt_bias", "B", "C")
@@ -93,7 +94,7 @@ def train(
     settings = dict(steps=steps, lr=lr, weight_decay=weight_decay, warmup=warmup)
     settings |= dict(clip=clip)
     history: dict[str, list[float]] = {"loss": []}
-    begin = _resume(checkpoint, model, optimiser, settings, history)
+    begin = resume(checkpoint, model, optimiser, settings, history)
     model.train()
     for step in range(begin, steps):
         for group in optimiser.param_groups:
@@ -104,11 +105,11 @@ def train(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimiser.step()
-        history["loss"].append(_finite(loss.item(), step))
+        history["loss"].append(finite(loss.item(), step))
         if on_step is not None:
             on_step(step + 1, steps, loss.item())
         if (step + 1) % every == 0 or step + 1 == steps:
-            _save(checkpoint, model, optimiser, settings, history)
+            save(checkpoint, model, optimiser, settings, history)
     return history
 
 
@@ -142,11 +143,6 @@ def recall_batches(
         return mqar(batch, pairs=now, seed=mixed(seed, step), **task)
 
     return draw
-
-
-def mixed(*numbers: int) -> int:
-    """One seed of several numbers, unlike those of their neighbours."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 @torch.no_grad()

@@ -32,10 +32,16 @@ from lib.hippo import transition
 from lib.kit.cache import CacheError, cache_folder, download
 from lib.kit.checks import choice, count, need
 from lib.ssm_init.data import Splits, sequential_cifar, speech_commands
-from lib.ssm_init.inits import init_diag
-from lib.ssm_init.layers import S4, S4D, Classifier, discretize, init_dplr
+from lib.ssm_init.layers import S4D, Classifier, discretize
 from lib.ssm_init.theory import legs_half, optimise_perturbation
-from lib.ssm_init.training import VARIANTS, accuracy, free_parameters, tones, train
+from lib.ssm_init.training import (
+    VARIANTS,
+    accuracy,
+    free_parameters,
+    layer_maker,
+    tones,
+    train,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -190,18 +196,13 @@ def full_classifier(settings: Mapping, channels: int, classes: int) -> Classifie
 
 
 def _layers(settings: Mapping) -> Callable[[], S4D]:
-    """Makes one sequence layer after another, as `training.digit_classifier` does."""
+    """The layers of a run; LegS-PTD's optimised perturbation has a seed of its own."""
     kind, seed, N = (settings[name] for name in ("kind", "seed", "N"))
-    rng = np.random.default_rng(seed)
-    chosen = {"N": N, "H": settings["width"], "rng": rng} | ALL_KINDS[kind]
-    for_layer = chosen.pop("layer", {})
+    chosen = {"N": N, "H": settings["width"]} | ALL_KINDS[kind]
     if kind == OPTIMISED:
         own = np.random.default_rng([seed, 1])
         chosen["E"] = optimise_perturbation(transition("legs", N)[0], rng=own)[0]
-    if chosen["kind"] == "dplr":
-        del chosen["kind"]
-        return lambda: S4(init_dplr(**chosen), **for_layer)
-    return lambda: S4D(init_diag(**chosen), **for_layer)
+    return layer_maker(seed, **chosen)
 
 
 # -- tones --------------------------------------------------------------------------

@@ -10,7 +10,6 @@ Sources: 2206.11893 (protocol), state-spaces/s4 (parameter groups).
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from lib.kit.checkpoints import finite, mixed, resume, save
 from lib.kit.checks import choice, need
 from lib.ssm_init.data import Splits, digits
 from lib.ssm_init.inits import KINDS, init_diag
@@ -39,6 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lin_fine": {"kind": "lin", "dt_range": (1e-5, 1e-4)},
 }
 LEARNING_RATES = (1e-3, 4e-3, 1e-2)
+ADVICE = "lower lr or ssm_lr, clip harder, or look for growing poles (Re A > 0)"
 
 
 # -- one run ------------------------------------------------------------------------
@@ -138,11 +139,13 @@ def train(
     settings = dict(epochs=epochs, batch=batch, seed=seed, warmup=warmup, clip=clip)
     settings |= dict(lr=lr, ssm_lr=ssm_lr, weight_decay=weight_decay, rows=len(data))
     history: dict[str, list[float]] = {"loss": [], "accuracy": []}
-    begin = _resume(checkpoint, model, optimiser, settings, history)
+    begin = resume(checkpoint, model, optimiser, settings, history)
     model.train()
     for epoch in range(begin, epochs):
-        order = torch.randperm(len(data), generator=_generator(seed, epoch))
-        torch.manual_seed(_mixed(seed, epoch))  # dropout
+        order = torch.randperm(
+            len(data), generator=torch.Generator().manual_seed(mixed(seed, epoch))
+        )
+        torch.manual_seed(mixed(seed, epoch))  # dropout
         total = 0.0
         for k, (x, y) in enumerate(batches(data, order, batch, workers)):
             step = epoch * each + k
@@ -154,77 +157,14 @@ def train(
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimiser.step()
-            total += _finite(loss.item(), step) * len(y)
+            total += finite(loss.item(), step, ADVICE) * len(y)
             if on_step is not None:
                 on_step(step + 1, epochs * each, loss.item())
         history["loss"].append(total / len(data))
         if validation is not None:
             history["accuracy"].append(accuracy(model, validation, workers=workers))
-        _save(checkpoint, model, optimiser, settings, history)
+        save(checkpoint, model, optimiser, settings, history)
     return history
-
-
-def _mixed(seed: int, epoch: int) -> int:
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
-
-
-def _generator(seed: int, epoch: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_mixed(seed, epoch))
-
-
-def _finite(loss: float, step: int) -> float:
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"The loss is {loss} at step {step}: lower lr or ssm_lr, clip harder, or "
-            "look for growing poles (Re A > 0)."
-        )
-    return loss
-
-
-def _save(path, model, optimiser, settings: dict, history: dict) -> None:
-    """Write a checkpoint so that a reader sees the old file or the new one."""
-    if path is None:
-        return
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        states = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-        torch.save(states | {"settings": settings, "history": history}, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _resume(path, model, optimiser, settings: dict, history: dict) -> int:
-    """Load a checkpoint if there is one; return the first epoch still to run."""
-    if path is None or not Path(path).exists():
-        return 0
-    name, place = Path(path).name, next(model.parameters()).device
-    try:
-        saved = torch.load(path, map_location=place, weights_only=True)
-        found = saved["settings"]
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise ValueError(
-            f"The checkpoint {name} cannot be read ({type(error).__name__}); delete it "
-            "to start again."
-        ) from None
-    other = [key for key in settings if found.get(key) != settings[key]]
-    need(
-        not other,
-        f"The checkpoint {name} belongs to another run: "
-        + ", ".join(f"{key} was {found.get(key)}, is {settings[key]}" for key in other)
-        + ". Delete it or give another file.",
-    )
-    try:
-        model.load_state_dict(saved["model"])
-        optimiser.load_state_dict(saved["optimiser"])
-    except (RuntimeError, ValueError):
-        raise ValueError(
-            f"The checkpoint {name} holds another model; delete it or name another."
-        ) from None
-    history.update(saved["history"])
-    return len(history["loss"])
 
 
 # -- what training did to the recurrence --------------------------------------------
@@ -345,20 +285,28 @@ def digit_classifier(
     Source: figure R4 of the notebook, after 2206.11893.
     """
     choice("The initialisation", kind, tuple(VARIANTS))
-    rng = np.random.default_rng(seed)
-    chosen = {"N": N, "H": H, "rng": rng} | VARIANTS[kind] | options
-    for_layer = chosen.pop("layer", {})
-    if chosen["kind"] == "dplr":
-        del chosen["kind"]
-
-    def layer() -> S4D:
-        if "kind" in chosen:
-            return S4D(init_diag(**chosen), **for_layer)
-        return S4(init_dplr(**chosen), **for_layer)
-
+    chosen = {"N": N, "H": H} | VARIANTS[kind] | options
+    layer = layer_maker(seed, **chosen)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Classifier(1, H, n_layers, 10, readout, layer=layer)
+
+
+def layer_maker(
+    seed: int, *, layer: Mapping | None = None, **chosen
+) -> Callable[[], S4D]:
+    """Makes one sequence layer after another, all drawn from one seed.
+
+    seed; layer: options of S4D or S4, for example {"real": "none"}; chosen: options of
+    `init_diag`, or of `init_dplr` where its kind is "dplr".
+    Returns a function without arguments. Raises as those do, when called.
+    Source: this collection.
+    """
+    start = chosen | {"rng": np.random.default_rng(seed)}
+    if start["kind"] == "dplr":
+        del start["kind"]
+        return lambda: S4(init_dplr(**start), **(layer or {}))
+    return lambda: S4D(init_diag(**start), **(layer or {}))
 
 
 def digits_by_init(
