@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import json
 import math
@@ -16,6 +17,7 @@ from conftest import Box
 
 from ci.tools import bench
 from ci.tools.bench import BenchmarkError, Target, compare, failures, judge
+from ci.tools.hashing import sources
 from lib.kit import results
 from lib.kit.start import ROOT
 
@@ -372,3 +374,8 @@ def test_the_hash_follows_code_but_not_comments(box, monkeypatch):
     assert bench.bench_hash("hashed") == before
     path.write_text(path.read_text() + "\nx = 1\n")
     assert bench.bench_hash("hashed") != before
+
+
+def test_the_hash_of_a_benchmark_covers_the_peers_it_shares():
+    source = ast.parse("from ci.benchmarks import _scan_peers as peers")
+    assert "ci/benchmarks/_scan_peers.py" in sources([source])

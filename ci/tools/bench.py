@@ -447,7 +447,7 @@ def find(name: str) -> Path:
 
 
 def bench_hash(name: str) -> str:
-    """The hash of a benchmark's module and of all it imports from lib.
+    """The hash of a benchmark's module and of all of ours that it imports.
 
     Comments and blank lines do not count. Raises UsageError for an unknown name.
     """

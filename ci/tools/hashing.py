@@ -59,7 +59,10 @@ def _calls(tree: ast.AST, function: str) -> list[str]:
 
 
 def imported(tree: ast.AST, package: str) -> set[str]:
-    """Dotted names under `lib` that a module imports, inside functions too."""
+    """Dotted names of our code that a module imports, inside functions too.
+
+    Ours are `lib`, and the peers that benchmarks share under `ci.benchmarks`.
+    """
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -71,7 +74,7 @@ def imported(tree: ast.AST, package: str) -> set[str]:
                 base = ".".join([*above, base]).rstrip(".")
             names.add(base)
             names |= {f"{base}.{alias.name}" for alias in node.names}
-    return {name for name in names if name == "lib" or name.startswith("lib.")}
+    return {name for name in names if f"{name}.".startswith(("lib.", "ci.benchmarks."))}
 
 
 def _files(name: str, root: Path) -> list[Path]:
@@ -86,7 +89,7 @@ def _files(name: str, root: Path) -> list[Path]:
 
 
 def closure(trees: list[ast.AST], root: Path = ROOT) -> list[Path]:
-    """Every file of `lib` that code imports, directly or not."""
+    """Every file of ours that code imports, directly or not."""
     todo, seen = set().union(*(imported(tree, "") for tree in trees)), set()
     files: set[Path] = set()
     while todo:
