@@ -244,6 +244,28 @@ def test_the_key_changes_with_what_counts_and_only_then(tmp_path):
     assert key() not in known
 
 
+def test_the_code_hash_follows_only_the_packages_that_the_code_imports(tmp_path):
+    box = Box(tmp_path)
+    path = box.add("15_toy", "import sklearn.linear_model\nfrom scipy import signal")
+    pins = box.root / "ci" / "constraints.txt"
+
+    def hashes() -> tuple[str, str]:
+        notebook = Notebook(path)
+        return (
+            hashing.code_hash(notebook, {}, box.root),
+            hashing.run_key(notebook, {}, "default", box.root),
+        )
+
+    seen = [hashes()]
+    for line in ("babel==", "scikit-learn==", "scipy==", "numpy=="):  # kit's: numpy
+        _replace(pins, f"\n{line}", f"\n{line}9")
+        seen.append(hashes())
+    code, key = zip(*seen)
+    assert code[0] == code[1]  # nothing imports babel
+    assert len(set(code)) == 4
+    assert len(set(key)) == 5  # but a run is made again for any package
+
+
 def test_a_cell_that_shows_earlier_results_is_code_behind_none(tmp_path):
     box = Box(tmp_path)
     path = box.add("15_toy", "x = 1")

@@ -1,9 +1,11 @@
 """Two hashes: of the code behind a result, and of everything a run's output shows.
 
 The code hash covers the notebook's code, the transitive closure of its `lib` imports
-with C sources, the shipped data it names, its parameters and the pinned packages. It is
-a recorded result's provenance. The run key adds what else can change the output: the
-recorded results it displays and the Python it runs on. Comments and blank lines count
+with C sources, the shipped data it names, its parameters and the pinned versions of the
+packages that this code imports. It is a recorded result's provenance: a package that a
+later notebook brings along does not age an hour of earlier training. The run key adds
+what else can change the output: all pinned packages, the recorded results that the
+notebook displays and the Python it runs on. Comments and blank lines count
 in neither, so that improving a comment does not ask for an hour of training.
 """
 
@@ -22,6 +24,8 @@ from ci.tools.notebooks import Notebook, tags
 from lib.kit.start import ROOT
 
 COMPILED = (".c", ".h", ".cpp", ".cu")
+PINS = ("environment.yml", "ci/constraints.txt")
+PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}  # by import
 
 
 def canonical(source: str) -> str:
@@ -144,22 +148,34 @@ def _parse(source: str) -> ast.AST:
         return ast.Module(body=[], type_ignores=[])
 
 
+def pinned(trees: list[ast.AST], root: Path = ROOT) -> list[str]:
+    """The lines of ci/constraints.txt for the packages that code imports itself."""
+    tops = set()
+    for tree in trees:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                tops |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                tops.add(node.module.partition(".")[0])
+    names = {PACKAGES.get(top, top).lower().replace("_", "-") for top in tops}
+    lines = (root / PINS[1]).read_text(encoding="utf-8").splitlines()
+    return sorted(line for line in lines if line.partition("==")[0] in names)
+
+
 def code_hash(notebook: Notebook, values: dict[str, Any], root: Path = ROOT) -> str:
     """The hash of the code, data, parameters and packages behind a result."""
     cells = _cells(notebook)
     trees = [_parse(source) for source in [*cells, "from lib import kit"]]
     parts = [canonical(source) for source in cells]
-    shipped = {name for tree in trees for name in _calls(tree, "shipped")}
     for place, text in sources(trees, root).items():
         if place.endswith(".py"):
-            shipped |= set(_calls(_parse(text), "shipped"))
+            trees.append(_parse(text))
         parts += [place, text]
+    shipped = {name for tree in trees for name in _calls(tree, "shipped")}
     manifest = json.loads((root / "data" / "manifest.json").read_text(encoding="utf-8"))
     parts += [f"{name} {manifest.get(name)}" for name in sorted(shipped)]
     parts.append(json.dumps(notebook.resolved(values), sort_keys=True, default=str))
-    for name in ("environment.yml", "ci/constraints.txt"):
-        parts.append((root / name).read_text(encoding="utf-8"))
-    return sha(*parts)
+    return sha(*parts, *pinned(trees, root))
 
 
 def run_key(
@@ -183,6 +199,7 @@ def run_key(
 
         parts.append(collection_map())
     parts += [cell for cell in cells if cell not in behind]
+    parts += [(root / name).read_text(encoding="utf-8") for name in PINS]
     python = ".".join(platform.python_version_tuple()[:2])
     return sha(code_hash(notebook, values, root), python, platform.machine(), *parts)
 
