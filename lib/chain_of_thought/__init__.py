@@ -1,0 +1,91 @@
+"""Chain of thought in one softmax layer: it succeeds where one step may fail.
+
+`world` makes patterns, tasks and prompts; `attention` is the model with its training
+and both ways to ask it; `votes` knows without sampling what an ideal model would
+answer; `one_step` is the one-step case with an MLP (2402.15607).
+Source: 2410.02167 and 2402.15607, read through the authors' slides, not the papers.
+"""
+
+from lib.chain_of_thought.attention import (
+    GROUPS,
+    Diverged,
+    History,
+    attention,
+    attention_groups,
+    cot_infer,
+    errors,
+    forward,
+    icl_infer,
+    init_theta,
+    nearest,
+    plurality,
+    plurality_cot,
+    train,
+    training_prompts,
+)
+from lib.chain_of_thought.votes import (
+    WITH_CONDITION_1,
+    WORKED_EXAMPLE,
+    TaskFacts,
+    chernoff_bound,
+    cot_vote_error,
+    examples_needed,
+    exponent,
+    icl_vote_error,
+    majority,
+    step_matrices,
+    symmetric_task,
+    task_facts,
+    vote_rates,
+)
+from lib.chain_of_thought.world import (
+    Chains,
+    World,
+    cot_context,
+    icl_context,
+    make_world,
+    noisy_chains,
+    query_columns,
+    training_chains,
+    vectors,
+)
+
+__all__ = [
+    "GROUPS",
+    "WITH_CONDITION_1",
+    "WORKED_EXAMPLE",
+    "Chains",
+    "Diverged",
+    "History",
+    "TaskFacts",
+    "World",
+    "attention",
+    "attention_groups",
+    "chernoff_bound",
+    "cot_context",
+    "cot_infer",
+    "cot_vote_error",
+    "errors",
+    "examples_needed",
+    "exponent",
+    "forward",
+    "icl_context",
+    "icl_infer",
+    "icl_vote_error",
+    "init_theta",
+    "majority",
+    "make_world",
+    "nearest",
+    "noisy_chains",
+    "plurality",
+    "plurality_cot",
+    "query_columns",
+    "step_matrices",
+    "symmetric_task",
+    "task_facts",
+    "train",
+    "training_chains",
+    "training_prompts",
+    "vectors",
+    "vote_rates",
+]
