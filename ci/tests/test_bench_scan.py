@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from ci.benchmarks import _scan_peers as peers
@@ -139,6 +140,75 @@ def test_every_target_was_measured_when_it_was_recorded():
     tables = {n: recorded.table(n) for n in recorded.tables if n != "targets"}
     judged = judge(scan.TARGETS, tables)
     assert "not measured" not in set(judged["verdict"])
+
+
+def fake_tables(ratio: float, to_floor: float) -> dict[str, pd.DataFrame]:
+    """Every target measured: ratios to peers, and ours over its floor."""
+    rows: dict[str, list] = {t.table: [] for t in scan.TARGETS}
+    for target in scan.TARGETS:
+        least = ratio * target.at_least if target.at_least else target.at_most
+        rows[target.table].append(target.row | {target.column: least})
+    rows["floor"] = [
+        {"method": method, "pass": kind, "shape": scan.label(shape), "ratio": to_floor}
+        for method in (scan.OURS, scan.OURS_SSD, scan.OURS_BLOCK)
+        for shape in scan.SHAPES
+        for kind in scan.PASSES
+    ]
+    return {name: pd.DataFrame(found) for name, found in rows.items()}
+
+
+def test_a_target_beyond_the_floor_is_judged_by_what_the_floor_allows():
+    to_peers = [t.table in (*scan.TABLES, "ssd", "block") for t in scan.TARGETS]
+    for ratio, to_floor, verdict in (
+        (1.5, 3.0, "met"),
+        (0.6, 3.0, "missed"),
+        (0.4, 1.9, "missed"),  # twice as fast is more than the machine can do
+        (0.4, 2.1, "missed by more than half"),
+    ):
+        judged = scan.judged(fake_tables(ratio, to_floor))
+        assert set(judged["verdict"][to_peers]) == {verdict}
+        allows = judged["floor allows"]
+        np.testing.assert_allclose(
+            allows[to_peers], to_floor * judged["measured"][to_peers]
+        )
+        assert allows[[not peer for peer in to_peers]].isna().all()
+
+
+def test_without_a_floor_only_the_target_counts():
+    tables = fake_tables(0.4, 1.0)
+    tables["floor"] = tables["floor"][:0]
+    judged = scan.judged(tables)
+    assert judged["floor allows"].isna().all()
+    assert "missed by more than half" in set(judged["verdict"])
+
+
+def test_the_fewest_products_are_those_of_some_chunk_length():
+    b, L, H, P, n = 1, 64, 1, 8, 8
+
+    def forward(Q: int) -> float:  # write, read, decay at the end; half a matrix
+        inside = sum(i + 1 for i in range(Q)) * (n + P)
+        return L / Q * (Q * 2 * n * P + n * P + inside)
+
+    least = min(forward(Q) for Q in range(1, L + 1))
+    found = scan.fewest_products((b, L, H, P, n), False)
+    assert 0.9 * least < found <= least  # the diagonal counts as half there
+    assert 3 * found < scan.fewest_products((b, L, H, P, n), True) < 4 * found
+    heads = scan.fewest_products((b, L, 4, P, n), False)
+    assert found < heads < 4 * found  # which share a matrix
+
+
+def test_the_products_of_a_block_are_its_linear_maps():
+    block, *_ = scan._block_case()
+    forward, both = scan.block_products(block, 6)
+    shapes = [tuple(y.shape) for y in forward()]
+    assert shapes == [(6, 512), (6, 40), (6, 256), (6, 128)]
+    again, back = both()
+    assert len(again) == len(back) == 4
+    for (dx, dw), layer in zip(
+        back, (block.in_proj, block.x_proj, block.dt_proj, block.out_proj)
+    ):
+        assert dx.shape == (6, layer.in_features)
+        assert dw.shape == layer.weight.shape
 
 
 def test_what_does_not_run_says_why(monkeypatch):

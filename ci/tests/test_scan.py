@@ -476,7 +476,7 @@ class Broken:
     """A kernel module that could not be built."""
 
     @staticmethod
-    def unavailable():
+    def unavailable(call="selective"):
         return "There is no C compiler; install gcc."
 
 

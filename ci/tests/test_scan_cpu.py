@@ -12,7 +12,7 @@ import pytest
 import scan_cases as cases
 import torch
 
-from lib.scan import build, cpu, reference
+from lib.scan import backend_info, build, cpu, dispatch, linear_scan, reference
 
 ROOT = Path(__file__).resolve().parents[2]
 FORWARD, BACKWARD = 5e-7, 2e-6  # max error / max; torch itself in float32: 3.4e-7
@@ -421,6 +421,29 @@ def test_the_first_line_of_a_compile_error_is_told(fresh):
     fresh.setenv("LIB_SCAN_MARCH", "pdp11")
     assert "failed on scan.c: " in cpu.unavailable()
     assert "pdp11" in cpu.unavailable()
+
+
+@needs_kernel
+def test_one_file_that_fails_leaves_the_other_kernels_alone(fresh):
+    load = build._load
+
+    def broken(source, defines):
+        if source == "lanes.c":
+            raise build.BuildError("cc failed on lanes.c: error: no.")
+        return load(source, defines)
+
+    fresh.setattr(build, "_load", broken)
+    fresh.setattr(dispatch, "_said", [])
+    fresh.delenv(dispatch.VARIABLE, raising=False)
+    a, b = torch.sigmoid(_draw(2, 9, 5)), _draw(2, 9, 5, seed=1)
+    with pytest.warns(UserWarning, match=r"failed on lanes.c: .* Plain torch serves"):
+        h = linear_scan(a, b)
+    assert torch.equal(h, linear_scan(a, b, backend="chunked"))
+    assert "lanes.c" in backend_info()["auto"]
+    with pytest.raises(ValueError, match=r"failed on lanes.c"):
+        linear_scan(a, b, backend="cpu")
+    assert dispatch.absent("cpu") is None
+    assert "lanes.c" in dispatch.absent("cpu", "conv")
 
 
 @needs_kernel

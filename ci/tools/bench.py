@@ -635,7 +635,11 @@ def bench(options: argparse.Namespace) -> int:
         tables = {name: run.table(name) for name in saved}
         for name, frame in tables.items():
             show(name, frame)
-        judged = judge(module.TARGETS, tables)
+        judged = (
+            module.judged(tables)
+            if hasattr(module, "judged")
+            else judge(module.TARGETS, tables)
+        )
         show("targets", judged)
         if options.record:
             found = {

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lib.kit.checks import count, need
+from lib.kit.checks import choice, count, need
 from lib.scan import chunked, dispatch, forms
 from lib.scan.terms import RULES
 
@@ -60,7 +60,7 @@ def selective_scan(
     shapes, types, devices, unknown words and a named backend that cannot serve, and
     TypeError for what is not a tensor. Source: 2312.00752, Algorithm 2.
     """
-    dispatch.known("The discretization", discretization, RULES)
+    choice("The discretization", discretization, RULES)
     if chunk is not None:
         count("chunk", chunk)
     given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z}

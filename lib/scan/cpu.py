@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import ctypes
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lib.kit.checks import need
-from lib.scan import build
+from lib.scan import build, gradients, reference
+from lib.scan.gradients import NAMES
 
 FLOATS = (torch.float32, torch.bfloat16)
 MOST_STATES = 256
@@ -27,10 +29,16 @@ SMALL = 1 << 16  # fewer state updates than this are not worth waking a thread
 # -- what it can do -----------------------------------------------------------------
 
 
-def unavailable() -> str | None:
-    """None when the kernels are built or can be built here, else a sentence why not."""
+def unavailable(call: str = "selective") -> str | None:
+    """None when a kernel is built or can be built here, else a sentence why not.
+
+    call: "selective", "ssd" (one file), "linear" or "conv" (another).
+    """
     try:
-        _kernel(False, 16)  # the one most calls need, so it is built once
+        if call in ("linear", "conv"):
+            build.library("lanes.c")
+        else:
+            _kernel(False, 16)  # the one most calls need, so it is built once
     except build.BuildError as error:
         return str(error)
     return None
@@ -87,10 +95,9 @@ def selective(
     state (float32); differentiable, twice too (slowly, by the reference).
     Source: 2312.00752 (eq. 2).
     """
-    return _scan(
-        *(False, delta_softplus, reset),
-        *(u, delta, A, B, C, D, z, delta_bias, initial_state),
-    )
+    B, C = _same_groups(B, C)
+    given = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    return gradients.scan(_SELECTIVE, delta_softplus, reset, given)
 
 
 def ssd(
@@ -114,10 +121,9 @@ def ssd(
     last state.
     Source: 2405.21060 (eq. 1), computed as a recurrence.
     """
-    return _scan(
-        *(True, delta_softplus, reset),
-        *(x, delta, A, B, C, D, z, delta_bias, initial_state),
-    )
+    B, C = _same_groups(B, C)
+    given = (x, delta, A, B, C, D, z, delta_bias, initial_state)
+    return gradients.scan(_SSD, delta_softplus, reset, given)
 
 
 def step(
@@ -129,9 +135,6 @@ def step(
     """
     with torch.no_grad():
         return selective(u, delta, A, B, C, *rest)
-
-
-_NAMES = ("u", "delta", "A", "B", "C", "D", "z", "bias", "h0")
 
 
 class _Job(ctypes.Structure):
@@ -179,7 +182,7 @@ def _run(function, job: ctypes.Structure, work: int) -> None:
 
 def _prepare(softplus: bool, reset: Tensor | None, given: tuple) -> tuple:
     """The tensors as the kernel reads them, by name, and the job that points there."""
-    t = dict(zip(_NAMES, given))
+    t = dict(zip(NAMES, given))
     for name in ("A", "D", "bias", "h0"):
         t[name] = None if t[name] is None else t[name].float()
     if t["B"].dtype != t["C"].dtype:
@@ -226,7 +229,7 @@ def _backward(
     gy: Tensor,
     glast: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients in the order of _NAMES, None where nothing was given."""
+    """Gradients in the order of NAMES, None where nothing was given."""
     t, job = _prepare(softplus, reset, given)
     gy = gy.to(t["u"].dtype).contiguous()
     glast = None if glast is None else glast.float().contiguous()
@@ -248,35 +251,10 @@ def _backward(
     )
 
 
-class _Scan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, heads, softplus, reset, *given):
-        ctx.set_materialize_grads(False)
-        y, last, check = _forward(heads, softplus, reset, given, keep=True)
-        ctx.how = heads, softplus
-        ctx.save_for_backward(reset, check, *given)
-        return y, last
-
-    @staticmethod
-    def backward(ctx, gy, glast):
-        reset, check, *given = ctx.saved_tensors
-        if gy is None and glast is None:
-            return (None,) * (3 + len(given))
-        gy = torch.zeros_like(given[0]) if gy is None else gy
-        if torch.is_grad_enabled():  # create_graph=True: these must have a graph
-            grads = _by_reference(*ctx.how, reset, given, gy, glast)
-        else:
-            grads = _backward(*ctx.how, reset, given, check, gy, glast)
-        wanted = ctx.needs_input_grad[3:]
-        return None, None, None, *(g if w else None for g, w in zip(grads, wanted))
-
-
-def _scan(heads: bool, softplus: bool, reset: Tensor | None, *given):
-    given = [*given[:3], *_same_groups(*given[3:5]), *given[5:]]
-    tensors = [x for x in given if x is not None]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return _Scan.apply(heads, softplus, reset, *given)
-    return _forward(heads, softplus, reset, given, keep=False)[:2]
+_SELECTIVE, _SSD = (
+    gradients.Kernel(plain, partial(_forward, heads), partial(_backward, heads))
+    for plain, heads in ((reference.selective, False), (reference.ssd, True))
+)
 
 
 def _same_groups(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
@@ -285,30 +263,6 @@ def _same_groups(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
         return B, C
     G = math.lcm(B.shape[2], C.shape[2])
     return tuple(x.repeat_interleave(G // x.shape[2], dim=2) for x in (B, C))
-
-
-def _by_reference(
-    heads, softplus, reset, given, gy, glast
-) -> tuple[Tensor | None, ...]:
-    """The same gradients with a graph of their own, through the loop in plain torch."""
-    from lib.scan import reference
-
-    # Views, so that a tensor given twice has two gradients.
-    given = [None if x is None else x.view_as(x) for x in given]
-    arguments = [*given[:8], softplus, given[8], reset]
-    y, last = (reference.ssd if heads else reference.selective)(*arguments)
-    outputs, weights = [y.to(given[0].dtype)], [gy]
-    if glast is not None:
-        outputs, weights = [*outputs, last], [gy, glast]
-    leaves = [x for x in given if x is not None and x.requires_grad]
-    grads = iter(
-        torch.autograd.grad(
-            outputs, leaves, weights, create_graph=True, allow_unused=True
-        )
-    )
-    return tuple(
-        next(grads) if x is not None and x.requires_grad else None for x in given
-    )
 
 
 # -- linear recurrence --------------------------------------------------------------
@@ -364,25 +318,13 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, gh):
         a, h0, reset, h = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *_linear_gradients(a, h0, reset, h, gh), None
+            return *gradients.of_linear(linear, a, h0, reset, h, gh), None
         gh, da, db = gh.contiguous(), torch.empty_like(a), torch.empty_like(a)
         dh0 = None if h0 is None else torch.empty_like(h0)
         job = _lanes(h, a=a, h0=h0, reset=reset, y=h, gy=gh, da=da, dh0=dh0)
         job.point(dx=db)
         _run(build.library("lanes.c").linear_backward, job, h.numel())
         return da, db, dh0, None
-
-
-def _linear_gradients(a, h0, reset, h, gh) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The gradients as differentiable expressions: g_t = gh_t + a_{t+1} g_{t+1}."""
-    cut = torch.zeros_like(a[..., :1], dtype=torch.bool)
-    cut = cut if reset is None else reset[..., None]
-    live = a.masked_fill(cut, 0)
-    later = torch.cat([live[:, 1:], torch.zeros_like(live[:, :1])], dim=1)
-    g = linear(later.flip(1), gh.flip(1)).flip(1)
-    start = torch.zeros_like(h[:, :1]) if h0 is None else h0[:, None]
-    before = torch.cat([start, h[:, :-1]], dim=1).masked_fill(cut, 0)
-    return g * before, g, None if h0 is None else live[:, 0] * g[:, 0]
 
 
 # -- causal convolution -------------------------------------------------------------

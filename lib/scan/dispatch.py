@@ -41,21 +41,20 @@ def _module(name: str) -> ModuleType | str:
     return found
 
 
-def known(name: str, word: object, words: tuple[str, ...]) -> None:
-    """`choice`, which looks for the nearest word before it looks at the given one."""
-    if word not in words:
-        choice(name, word, words)
-
-
 def module(name: str) -> ModuleType:
     """The module of a backend that `pick` has named."""
     return PLAIN.get(name) or _module(name)
 
 
-def absent(name: str) -> str | None:
-    """Why a fused backend cannot be used on this machine; None if it can."""
+def absent(name: str, call: str = "selective") -> str | None:
+    """Why a fused backend cannot be used on this machine; None if it can.
+
+    call: for what; the C kernels are built from a file each, one of which may fail.
+    """
     found = _module(name)
-    return found if isinstance(found, str) else found.unavailable()
+    if isinstance(found, str):
+        return found
+    return found.unavailable(call) if name == "cpu" else found.unavailable()
 
 
 def refusal(
@@ -72,7 +71,7 @@ def refusal(
             f"{' or bfloat16' if half else ''}, not {x.dtype}"
             f"{' with a complex A' if A.is_complex() else ''}."
         )
-    why = absent(name)
+    why = absent(name, call)
     if why is not None:
         return why
     if not hasattr(_module(name), call):
@@ -86,7 +85,7 @@ def pick(backend: str, call: str, core: tuple, rule: str = "euler") -> str:
     backend: asked for; call: "selective", "ssd" or "linear"; core: its arguments.
     Raises ValueError for an unknown name or a named backend that cannot serve.
     """
-    known("The backend", backend, BACKENDS)
+    choice("The backend", backend, BACKENDS)
     a, b = core[:2]
     x, A, B = (b, a, b) if call == "linear" else (core[0], core[2], core[3])
     if backend in PLAIN:
@@ -113,7 +112,7 @@ def _auto(
 ) -> str:
     """The fastest backend that can serve, or the one that the environment names."""
     wish = os.environ.get(VARIABLE, "auto")
-    known(f"The environment's {VARIABLE}", wish, BACKENDS)
+    choice(f"The environment's {VARIABLE}", wish, BACKENDS)
     if wish in PLAIN:
         return wish
     for name, device in FUSED.items():
@@ -123,7 +122,7 @@ def _auto(
         why = why or refusal(name, call, x, A, B, rule)
         if why is None:
             return name
-        mend = wish == "auto" and name == "cpu" and _unbuilt(why)
+        mend = wish == "auto" and name == "cpu" and _unbuilt(why, call)
         _say(f"{why} Plain torch serves instead.", mend)
     return _plain(call, x, A)
 
@@ -139,11 +138,13 @@ def _plain(call: str, x: Tensor, A: Tensor) -> str:
     return "chunked" if call == "ssd" or fits else "reference"
 
 
-def _unbuilt(why: str) -> bool:
+def _unbuilt(why: str, call: str) -> bool:
     """Whether the kernel is missing because it could not be built: to be mended."""
     chosen = os.environ.get("LIB_SCAN_KERNEL") == "0"  # see lib.scan.build
     found = _module("cpu")
-    return not chosen and isinstance(found, ModuleType) and why == found.unavailable()
+    return (
+        not chosen and isinstance(found, ModuleType) and why == found.unavailable(call)
+    )
 
 
 def _say(reason: str, mend: bool) -> None:

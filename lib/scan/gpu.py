@@ -12,7 +12,6 @@ Sources: 2312.00752 (scan, recomputation), 2405.21060 (scalar A); own design.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 from contextlib import nullcontext
@@ -20,7 +19,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from lib.scan import triton_kernels
+from lib.scan import chunked, gradients, reference, triton_kernels
+from lib.scan.gradients import NAMES
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 MOST_STATES = 256
@@ -95,8 +95,6 @@ def unsupported(
 
 # -- selective scan -----------------------------------------------------------------
 
-_NAMES = ("u", "delta", "A", "B", "C", "D", "z", "bias", "h0")
-
 
 def selective(
     u: Tensor,
@@ -121,16 +119,7 @@ def selective(
     ImportError without Triton. Source: 2312.00752 (eq. 2).
     """
     given = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    return _differentiable(_Scan, delta_softplus, reset, given)
-
-
-def _differentiable(function, softplus: bool, reset: Tensor | None, given: tuple):
-    """With a backward if one may be asked for, else without what it would need."""
-    if torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in given
-    ):
-        return function.apply(softplus, reset, *given)
-    return function.run(softplus, reset, given, keep=False)[:2]
+    return gradients.scan(_SELECTIVE, delta_softplus, reset, given)
 
 
 def _power(n: int) -> int:
@@ -152,133 +141,74 @@ def _shape(channels: int, N: int, in_thread: int) -> dict[str, int]:
 
 def _ready(given: tuple, reset: Tensor | None) -> tuple[dict, Tensor | None]:
     """Tensors as the kernels read them, by name."""
-    t = dict(zip(_NAMES, given))
+    t = dict(zip(NAMES, given))
     for name in ("A", "D", "bias", "h0"):
         t[name] = None if t[name] is None else t[name].float()
     t = {name: None if x is None else x.contiguous() for name, x in t.items()}
     return t, None if reset is None else reset.contiguous().view(torch.uint8)
 
 
-class _Scan(torch.autograd.Function):
-    """The selective scan; `run` is its forward, without a graph if nothing is kept."""
-
-    @staticmethod
-    def run(softplus, reset, given, keep):
-        t, cuts = _ready(given, reset)
-        u, (batch, length, d), G, N = t["u"], t["u"].shape, *t["B"].shape[2:]
-        y = torch.empty_like(u)
-        last = u.new_empty(batch, d, N, dtype=torch.float32)
-        chunks = -(-length // EVERY)
-        check = last.new_empty(batch, chunks, N, d) if keep else None
-        shape = _shape(d // G, N, FORWARD)
-        blocks = -(-(d // G) // shape["BD"])
-        _launch(
-            *("scan_forward", batch * G * blocks, u),
-            *t.values(),
-            *(cuts, y, last, check, length, d, G, blocks),
-            **shape,
-            N=N,
-            SOFTPLUS=softplus,
-            EVERY=EVERY,
-            num_warps=1,
-        )
-        return y, last, check
-
-    @staticmethod
-    def gradients(softplus, reset, given, check, gy, glast):
-        t, cuts = _ready(given, reset)
-        u, (batch, length, d), G, N = t["u"], t["u"].shape, *t["B"].shape[2:]
-        shape = _shape(d // G, N, BACKWARD)
-        blocks = -(-(d // G) // shape["BD"])
-        new = check.new_empty
-        per_block, per_row = (blocks, *t["B"].shape), (batch, d)
-        out = {
-            "u": torch.empty_like(u),
-            "delta": torch.empty_like(t["delta"]),
-            "A": new(batch, d, N),
-            "B": new(per_block),
-            "C": new(per_block),
-            "D": None if t["D"] is None else new(per_row),
-            "z": None if t["z"] is None else torch.empty_like(t["z"]),
-            "bias": None if t["bias"] is None else new(per_row),
-            "h0": None if t["h0"] is None else new(batch, d, N),
-        }
-        inputs = [x for name, x in t.items() if name != "h0"]
-        glast = None if glast is None else glast.float().contiguous()
-        _launch(
-            *("scan_backward", batch * G * blocks, u),
-            *inputs,
-            *(cuts, check, gy.contiguous(), glast),
-            *out.values(),
-            *(new(batch, EVERY // STEPS, N, d), batch, length, d, G, blocks),
-            **shape,
-            N=N,
-            SOFTPLUS=softplus,
-            EVERY=EVERY,
-            STEPS=STEPS,
-            num_warps=1,
-        )
-        for name in ("A", "B", "C", "D", "bias"):
-            out[name] = None if out[name] is None else out[name].sum(0)
-        return [
-            None if x is None else g.to(x.dtype) for x, g in zip(given, out.values())
-        ]
-
-    @staticmethod
-    def forward(ctx, softplus, reset, *given):
-        ctx.set_materialize_grads(False)
-        y, last, check = _Scan.run(softplus, reset, given, keep=True)
-        ctx.softplus = softplus
-        ctx.save_for_backward(reset, check, *given)
-        return y, last
-
-    @staticmethod
-    def backward(ctx, gy, glast):
-        reset, check, *given = ctx.saved_tensors
-        if gy is None and glast is None:
-            return (None,) * (2 + len(given))
-        gy = torch.zeros_like(given[0]) if gy is None else gy
-        if torch.is_grad_enabled():  # create_graph=True: these must have a graph
-            grads = _by_torch(
-                *("reference", "selective", ctx.softplus, reset, given, gy, glast)
-            )
-        else:
-            grads = _Scan.gradients(ctx.softplus, reset, given, check, gy, glast)
-        wanted = ctx.needs_input_grad[2:]
-        return None, None, *(g if w else None for g, w in zip(grads, wanted))
-
-
-def _by_torch(
-    module: str, call: str, softplus: bool, reset, given, gy, glast
-) -> list[Tensor | None]:
-    """Gradients through a form in plain torch, with a graph of their own if asked for.
-
-    module, call: of lib.scan, and its function; a graph: if gradients are enabled.
-    """
-    run = getattr(importlib.import_module(f"lib.scan.{module}"), call)
-    graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Views, so that a tensor given twice has two gradients.
-        given = [
-            None
-            if x is None
-            else x.view_as(x)
-            if graph
-            else x.detach().requires_grad_()
-            for x in given
-        ]
-        u, delta, A, B, C, *rest, h0 = given
-        y, last = run(u, delta, A, B.float(), C.float(), *rest, softplus, h0, reset)
-    outputs, weights = [y.to(given[0].dtype)], [gy]
-    if glast is not None:
-        outputs, weights = [*outputs, last], [gy, glast]
-    leaves = [x for x in given if x is not None and x.requires_grad]
-    grads = iter(
-        torch.autograd.grad(
-            outputs, leaves, weights, create_graph=graph, allow_unused=True
-        )
+def _forward(softplus, reset, given, keep):
+    t, cuts = _ready(given, reset)
+    u, (batch, length, d), G, N = t["u"], t["u"].shape, *t["B"].shape[2:]
+    y = torch.empty_like(u)
+    last = u.new_empty(batch, d, N, dtype=torch.float32)
+    chunks = -(-length // EVERY)
+    check = last.new_empty(batch, chunks, N, d) if keep else None
+    shape = _shape(d // G, N, FORWARD)
+    blocks = -(-(d // G) // shape["BD"])
+    _launch(
+        *("scan_forward", batch * G * blocks, u),
+        *t.values(),
+        *(cuts, y, last, check, length, d, G, blocks),
+        **shape,
+        N=N,
+        SOFTPLUS=softplus,
+        EVERY=EVERY,
+        num_warps=1,
     )
-    return [next(grads) if x is not None and x.requires_grad else None for x in given]
+    return y, last, check
+
+
+def _backward(softplus, reset, given, check, gy, glast):
+    t, cuts = _ready(given, reset)
+    u, (batch, length, d), G, N = t["u"], t["u"].shape, *t["B"].shape[2:]
+    shape = _shape(d // G, N, BACKWARD)
+    blocks = -(-(d // G) // shape["BD"])
+    new = check.new_empty
+    per_block, per_row = (blocks, *t["B"].shape), (batch, d)
+    out = {
+        "u": torch.empty_like(u),
+        "delta": torch.empty_like(t["delta"]),
+        "A": new(batch, d, N),
+        "B": new(per_block),
+        "C": new(per_block),
+        "D": None if t["D"] is None else new(per_row),
+        "z": None if t["z"] is None else torch.empty_like(t["z"]),
+        "bias": None if t["bias"] is None else new(per_row),
+        "h0": None if t["h0"] is None else new(batch, d, N),
+    }
+    inputs = [x for name, x in t.items() if name != "h0"]
+    glast = None if glast is None else glast.float().contiguous()
+    _launch(
+        *("scan_backward", batch * G * blocks, u),
+        *inputs,
+        *(cuts, check, gy.contiguous(), glast),
+        *out.values(),
+        *(new(batch, EVERY // STEPS, N, d), batch, length, d, G, blocks),
+        **shape,
+        N=N,
+        SOFTPLUS=softplus,
+        EVERY=EVERY,
+        STEPS=STEPS,
+        num_warps=1,
+    )
+    for name in ("A", "B", "C", "D", "bias"):
+        out[name] = None if out[name] is None else out[name].sum(0)
+    return [None if x is None else g.to(x.dtype) for x, g in zip(given, out.values())]
+
+
+_SELECTIVE = gradients.Kernel(reference.selective, _forward, _backward)
 
 
 # -- Mamba-2 ------------------------------------------------------------------------
@@ -309,49 +239,35 @@ def ssd(
     Source: 2405.21060 (section 6).
     """
     given = (x, delta, A, B, C, D, z, delta_bias, initial_state)
-    return _differentiable(_SSD, delta_softplus, reset, given)
+    return gradients.scan(_SSD, delta_softplus, reset, given)
 
 
-class _SSD(torch.autograd.Function):
-    @staticmethod
-    def run(softplus, reset, given, keep):
-        t, cuts = _ready(given, reset)
-        x, (batch, length, H, P), G, N = t["u"], t["u"].shape, *t["B"].shape[2:]
-        if t["D"] is not None:
-            t["D"] = t["D"].reshape(H, -1).expand(H, P).contiguous()
-        y = torch.empty_like(x)
-        last = x.new_empty(batch, H, P, N, dtype=torch.float32)
-        block, tile = min(TILE, _tile(P)), min(TILE, _tile(N))
-        _launch(
-            *("ssd_forward", batch * H * -(-P // block), x),
-            *t.values(),
-            *(cuts, y, last, length, H, G),
-            **{"P": P, "N": N, "SOFTPLUS": softplus, "Q": min(CHUNK, _tile(length))},
-            **{"BP": block, "BN": tile, "NR": -(-N // tile)},
-            PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32",
-            num_warps=4,
-            num_stages=1,
-        )
-        return y, last, None
+def _ssd_forward(softplus, reset, given, keep):
+    t, cuts = _ready(given, reset)
+    x, (batch, length, H, P), G, N = t["u"], t["u"].shape, *t["B"].shape[2:]
+    if t["D"] is not None:
+        t["D"] = t["D"].reshape(H, -1).expand(H, P).contiguous()
+    y = torch.empty_like(x)
+    last = x.new_empty(batch, H, P, N, dtype=torch.float32)
+    block, tile = min(TILE, _tile(P)), min(TILE, _tile(N))
+    _launch(
+        *("ssd_forward", batch * H * -(-P // block), x),
+        *t.values(),
+        *(cuts, y, last, length, H, G),
+        **{"P": P, "N": N, "SOFTPLUS": softplus, "Q": min(CHUNK, _tile(length))},
+        **{"BP": block, "BN": tile, "NR": -(-N // tile)},
+        PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32",
+        num_warps=4,
+        num_stages=1,
+    )
+    return y, last, None
 
-    @staticmethod
-    def forward(ctx, softplus, reset, *given):
-        ctx.set_materialize_grads(False)
-        y, last, _ = _SSD.run(softplus, reset, given, keep=True)
-        ctx.softplus = softplus
-        ctx.save_for_backward(reset, *given)
-        return y, last
 
-    @staticmethod
-    def backward(ctx, gy, glast):
-        reset, *given = ctx.saved_tensors
-        if gy is None and glast is None:
-            return (None,) * (2 + len(given))
-        gy = torch.zeros_like(given[0]) if gy is None else gy
-        module = "reference" if torch.is_grad_enabled() else "chunked"
-        grads = _by_torch(module, "ssd", ctx.softplus, reset, given, gy, glast)
-        wanted = ctx.needs_input_grad[2:]
-        return None, None, *(g if w else None for g, w in zip(grads, wanted))
+def _ssd_backward(softplus, reset, given, kept, gy, glast):
+    return gradients.by_torch(chunked.ssd, softplus, reset, given, gy, glast)
+
+
+_SSD = gradients.Kernel(reference.ssd, _ssd_forward, _ssd_backward)
 
 
 def _tile(n: int) -> int:
@@ -408,21 +324,9 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, gh):
         a, h0, reset, h = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *_linear_gradients(a, h0, reset, h, gh), None
+            return *gradients.of_linear(linear, a, h0, reset, h, gh), None
         da, db = torch.empty_like(h), torch.empty_like(h)
         dh0 = None if h0 is None else h.new_empty(h0.shape)
         cuts = None if reset is None else reset.contiguous().view(torch.uint8)
         _launch_linear("linear_backward", h, a, h0, cuts, h, gh, da, db, dh0)
         return da, db, dh0, None
-
-
-def _linear_gradients(a, h0, reset, h, gh) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The gradients as differentiable expressions: g_t = gh_t + a_{t+1} g_{t+1}."""
-    cut = torch.zeros_like(a[..., :1], dtype=torch.bool)
-    cut = cut if reset is None else reset[..., None]
-    live = a.masked_fill(cut, 0)
-    later = torch.cat([live[:, 1:], torch.zeros_like(live[:, :1])], dim=1)
-    g = linear(later.flip(1), gh.flip(1)).flip(1)
-    start = torch.zeros_like(h[:, :1]) if h0 is None else h0[:, None]
-    before = torch.cat([start, h[:, :-1]], dim=1).masked_fill(cut, 0)
-    return g * before, g, None if h0 is None else live[:, 0] * g[:, 0]

@@ -28,9 +28,11 @@
 #undef NS
 #define NS 8
 #endif
-#ifndef NB /* states that the backward loop holds at once; it divides NS. Heads keep
-              fewer vectors for each, so that twice as many fit */
+#ifndef NB /* states of MB blocks that the backward loop holds at once; NB divides NS. */
 #define NB (HEADS && VL == 16 && NS >= 8 ? 8 : 4)
+#endif
+#ifndef MB /* Heads keep fewer vectors for each, so that four times as many fit */
+#define MB (HEADS && VL == 16 ? 2 : 1)
 #endif
 #ifndef T
 #define T 16 /* steps of a chunk */
@@ -150,11 +152,13 @@ static void scatter(float *to, const float *from, spot s, long N) {
 static void rows(float *to, const void *from, const place *w, long t0, long len) {
     const job *J = w->J;
     for (long t = 0; t < len; t++, to += w->p.N) {
-        long i = ((w->batch * J->L + t0 + t) * J->G + w->group) * J->N;
-        for (long n = 0; n < J->N; n++)
+        long i = ((w->batch * J->L + t0 + t) * J->G + w->group) * J->N, n = 0;
+        if (!J->half_BC) /* whole vectors first */
+            for (; n + VL <= J->N; n += VL) *(vf *)(to + n) = load(from, i + n, 0, VL);
+        for (; n < J->N; n++)
             to[n] = J->half_BC ? half_to_float(((const uint16_t *)from)[i + n])
                                : ((const float *)from)[i + n];
-        for (long n = J->N; n < w->p.N; n++) to[n] = 0;
+        for (; n < w->p.N; n++) to[n] = 0;
     }
 }
 
@@ -303,58 +307,106 @@ static void forward_item(const void *arg, long item, float *scratch) {
 typedef struct { /* of one (step, block) */
     vf dt, x, w, dx, dd, y, a[HEADS]; /* a: of heads only */
 } row;
-typedef struct { /* of one step and NB states; the odd vector is for the same reason */
-    vf a[HEADS ? 0 : NB], p[NB]; /* p = a h[t-1] */
-    vf B[NB], C[NB], odd;        /* sums over blocks, lane by lane */
+typedef struct { /* a block's rows of one chunk, and a vector for the same reason */
+    row of[T];
+    vf odd;
+} panel;
+typedef struct { /* of one step and NB states of MB blocks; the odd vector as above */
+    vf a[HEADS ? 0 : MB][NB], p[MB][NB]; /* p = a h[t-1] */
+    vf B[NB], C[NB], odd;                /* sums over blocks, lane by lane */
 } cell;
 
-/* NB states of one block: the chunk again from its checkpoint, then in reverse. */
-INLINE void backward_states(const float *state, float *adjoint, float *dA, const float *A,
-                            row *rows, cell *cells, const float *B, const float *C,
-                            long stride, const uint8_t *reset, long len, int gated) {
-    vf h[NB], g[NB], sum[NB];
-    UNROLL for (int n = 0; n < NB; n++) h[n] = *(vf *)(state + n * VL);
-    for (long t = 0; t < len; t++) {
-        row *r = rows + t;
-        cell *c = cells + t;
-        if (reset && reset[t]) UNROLL for (int n = 0; n < NB; n++) h[n] = splat(0);
-        UNROLL for (int n = 0; n < NB; n++) {
-            vf a = HEADS ? r->a[0] : exp2_of(r->dt, *(vf *)(A + n * VL));
-            vf p = a * h[n];
-            h[n] = p + r->x * B[t * stride + n];
-            if (!HEADS) c->a[n] = a;
-            c->p[n] = p;
-            c->C[n] += r->w * h[n];
+/* What the two walks through a chunk work on. Of several blocks: those of the first; the
+   others' states, adjoints, dA and decays follow `block` floats apart. */
+typedef struct {
+    const float *state, *A, *B, *C;
+    float *g, *dA;
+    panel *rows;
+    cell *cells;
+    const uint8_t *reset;
+    long block, stride, len, gated; /* stride: of the rows of B and C */
+} walk;
+
+#define BLOCKS UNROLL for (int m = 0; m < many; m++)
+#define STATES UNROLL for (int n = 0; n < NB; n++)
+
+/* NB states of `many` blocks, the chunk again from its checkpoint. Rows are read into
+   registers first: for the compiler, any store might change them. */
+INLINE void backward_again(walk w, const int many) {
+    vf h[MB][NB], dt[MB], x[MB], gy[MB];
+    BLOCKS STATES h[m][n] = *(vf *)(w.state + m * w.block + n * VL);
+    for (long t = 0; t < w.len; t++) {
+        cell *c = w.cells + t;
+        const float *B = w.B + t * w.stride, *C = w.C + t * w.stride;
+        BLOCKS {
+            const row *r = w.rows[m].of + t;
+            dt[m] = HEADS ? r->a[0] : r->dt, x[m] = r->x, gy[m] = r->w;
         }
-        if (!gated) continue;
-        vf y = r->y; /* before the gate, for the gradient of z */
-        UNROLL for (int n = 0; n < NB; n++) y += h[n] * C[t * stride + n];
-        r->y = y;
-    }
-    UNROLL for (int n = 0; n < NB; n++) g[n] = *(vf *)(adjoint + n * VL);
-    UNROLL for (int n = 0; n < NB; n++)
-        sum[n] = HEADS ? splat(0) : *(vf *)(dA + n * VL);
-    for (long t = len - 1; t >= 0; t--) {
-        row *r = rows + t;
-        cell *c = cells + t;
-        vf dt = r->dt, x = r->x, w = r->w, dx = r->dx, dd = r->dd;
-        UNROLL for (int n = 0; n < NB; n++) {
-            vf p = c->p[n], now = g[n] + w * C[t * stride + n];
-            c->B[n] += now * x;
-            dx += now * B[t * stride + n];
-            if (HEADS) dd += now * p;
-            else {
-                vf q = now * p;
-                sum[n] += q * dt;
-                dd += q * *(vf *)(A + n * VL);
+        if (w.reset && w.reset[t]) BLOCKS STATES h[m][n] = splat(0);
+        STATES {
+            vf sum = c->C[n];
+            BLOCKS {
+                vf a = HEADS ? dt[m] : exp2_of(dt[m], *(vf *)(w.A + m * w.block + n * VL));
+                vf p = a * h[m][n];
+                h[m][n] = p + x[m] * B[n];
+                if (!HEADS) c->a[m][n] = a;
+                c->p[m][n] = p;
+                sum += gy[m] * h[m][n];
             }
-            g[n] = (HEADS ? r->a[0] : c->a[n]) * now;
+            c->C[n] = sum;
         }
-        if (reset && reset[t]) UNROLL for (int n = 0; n < NB; n++) g[n] = splat(0);
-        r->dx = dx, r->dd = dd;
+        if (w.gated) BLOCKS { /* y before the gate, for the gradient of z */
+            vf y = w.rows[m].of[t].y;
+            STATES y += h[m][n] * C[n];
+            w.rows[m].of[t].y = y;
+        }
     }
-    UNROLL for (int n = 0; n < NB; n++) *(vf *)(adjoint + n * VL) = g[n];
-    if (!HEADS) UNROLL for (int n = 0; n < NB; n++) *(vf *)(dA + n * VL) = sum[n];
+}
+
+/* The same states, from the last step to the first. */
+INLINE void backward_reverse(walk w, const int many) {
+    vf g[MB][NB], dA[MB][NB], dt[MB], x[MB], gy[MB], dx[MB], dd[MB];
+    BLOCKS STATES g[m][n] = *(vf *)(w.g + m * w.block + n * VL);
+    BLOCKS STATES dA[m][n] = HEADS ? splat(0) : *(vf *)(w.dA + m * w.block + n * VL);
+    for (long t = w.len - 1; t >= 0; t--) {
+        cell *c = w.cells + t;
+        const float *B = w.B + t * w.stride, *C = w.C + t * w.stride;
+        BLOCKS {
+            const row *r = w.rows[m].of + t;
+            dt[m] = HEADS ? r->a[0] : r->dt, x[m] = r->x, gy[m] = r->w;
+            dx[m] = r->dx, dd[m] = r->dd;
+        }
+        STATES {
+            vf sum = c->B[n];
+            BLOCKS {
+                vf now = g[m][n] + gy[m] * C[n], q = now * c->p[m][n];
+                sum += now * x[m];
+                dx[m] += now * B[n];
+                if (HEADS) dd[m] += q;
+                else {
+                    dA[m][n] += q * dt[m];
+                    dd[m] += q * *(vf *)(w.A + m * w.block + n * VL);
+                }
+                g[m][n] = (HEADS ? dt[m] : c->a[m][n]) * now;
+            }
+            c->B[n] = sum;
+        }
+        if (w.reset && w.reset[t]) BLOCKS STATES g[m][n] = splat(0);
+        BLOCKS w.rows[m].of[t].dx = dx[m], w.rows[m].of[t].dd = dd[m];
+    }
+    BLOCKS STATES *(vf *)(w.g + m * w.block + n * VL) = g[m][n];
+    if (!HEADS) BLOCKS STATES *(vf *)(w.dA + m * w.block + n * VL) = dA[m][n];
+}
+
+/* Not inlined: among what surrounds them the compiler runs out of registers. */
+static __attribute__((noinline)) void backward_one(const walk *w) {
+    backward_again(*w, 1);
+    backward_reverse(*w, 1);
+}
+
+static __attribute__((noinline)) void backward_many(const walk *w) {
+    backward_again(*w, MB);
+    backward_reverse(*w, MB);
 }
 
 /* Lane sums of one chunk and NB states, written to their place in (b, L, G, N). */
@@ -383,7 +435,7 @@ static void fold_lanes(const cell *cells, const place *w, long t0, long len, lon
 }
 
 typedef struct { /* the workspace of one item */
-    row *rows;                    /* [blocks][T] */
+    panel *rows;                  /* [blocks] */
     cell *cells;                  /* [T] */
     float *A, *g, *dA;            /* [blocks][N][VL] */
     float *dD, *dbias;            /* [blocks][VL] */
@@ -392,14 +444,14 @@ typedef struct { /* the workspace of one item */
 
 static long backward_scratch(const job *J) {
     plan p = make_plan(J);
-    long rows = p.each * T * sizeof(row), cells = T * sizeof(cell);
+    long rows = p.each * sizeof(panel), cells = T * sizeof(cell);
     return spot_floats(p) + (rows + cells) / (long)sizeof(float) +
            p.each * VL * (3 * p.N + 2) + 2 * T * p.N;
 }
 
 static work lay_out(float *scratch, plan p) {
     work m;
-    m.rows = (row *)scratch, m.cells = (cell *)(m.rows + p.each * T);
+    m.rows = (panel *)scratch, m.cells = (cell *)(m.rows + p.each);
     m.A = (float *)(m.cells + T), m.g = m.A + p.each * p.N * VL;
     m.dA = m.g + p.each * p.N * VL, m.dD = m.dA + p.each * p.N * VL;
     m.dbias = m.dD + p.each * VL, m.B = m.dbias + p.each * VL, m.C = m.B + T * p.N;
@@ -413,7 +465,7 @@ static void backward_enter(const place *at, work m, long t0, long len) {
         for (long j = 0; j < at->count; j++) {
             spot s = where(at, j);
             long i = (at->batch * J->L + t0 + t) * J->d + s.channel;
-            row *r = m.rows + j * T + t;
+            row *r = m.rows[j].of + t;
             vf d = raw_delta(at, s, t0 + t), u = load(J->u, i, J->half_u, s.width);
             vf gy = load(J->gy, i, J->half_u, s.width);
             if (J->softplus) d = softplus(d);
@@ -436,7 +488,7 @@ static void backward_leave(const place *at, work m, long t0, long len) {
         for (long j = 0; j < at->count; j++) {
             spot s = where(at, j);
             long i = (at->batch * J->L + t0 + t) * J->d + s.channel;
-            const row r = m.rows[j * T + t];
+            const row r = m.rows[j].of[t];
             vf u = load(J->u, i, J->half_u, s.width);
             store(J->du, i, J->half_u, s.width, r.dt * r.dx + r.w * skip(J, s));
             *(vf *)(m.dD + j * VL) += r.w * u;
@@ -490,24 +542,26 @@ static void backward_finish(const place *at, work m) {
 }
 
 /* Ask for a share of what the previous chunk will read and write, while we compute this
-   one: the processor's own prefetcher does not look backwards over rows. */
-static void backward_ahead(const place *at, long j, long t0, const float *state, long from,
+   one: the processor's own prefetcher does not look backwards over rows. To the second
+   level of cache: the first is full of `cells`. Inlined, because the compiler takes a
+   function that only asks for one that does nothing, and leaves it out. */
+#define ASK(pointer) __builtin_prefetch(pointer, 0, 2)
+INLINE void backward_ahead(const place *at, long j, long t0, const float *state, long from,
                            long to) {
     const job *J = at->J;
     spot s = where(at, j);
     long su = J->half_u ? 2 : 4, sd = J->half_delta ? 2 : 4, sz = J->half_z ? 2 : 4;
     for (long t = from; t < to; t++) {
         long i = (at->batch * J->L + t0 - T + t) * J->d + s.channel;
-        __builtin_prefetch((const char *)J->u + i * su);
-        __builtin_prefetch((const char *)J->gy + i * su);
-        __builtin_prefetch((char *)J->du + i * su, 1);
-        if (!HEADS) __builtin_prefetch((const char *)J->delta + i * sd);
-        if (!HEADS) __builtin_prefetch((char *)J->ddelta + i * sd, 1);
-        if (J->z) __builtin_prefetch((const char *)J->z + i * sz);
-        if (J->z) __builtin_prefetch((char *)J->dz + i * sz, 1);
+        ASK((const char *)J->u + i * su);
+        ASK((const char *)J->gy + i * su);
+        ASK((const char *)J->du + i * su);
+        if (!HEADS) ASK((const char *)J->delta + i * sd);
+        if (!HEADS) ASK((const char *)J->ddelta + i * sd);
+        if (J->z) ASK((const char *)J->z + i * sz);
+        if (J->z) ASK((const char *)J->dz + i * sz);
     }
-    for (long n = from * at->p.N / T; n < to * at->p.N / T; n++)
-        __builtin_prefetch(state + n * VL);
+    for (long n = from * at->p.N / T; n < to * at->p.N / T; n++) ASK(state + n * VL);
 }
 
 static void backward_item(const void *arg, long item, float *scratch) {
@@ -531,17 +585,21 @@ static void backward_item(const void *arg, long item, float *scratch) {
         rows(m.B, J->B, at, t0, len);
         rows(m.C, J->C, at, t0, len);
         backward_enter(at, m, t0, len);
+        const uint8_t *reset = at->reset ? at->reset + t0 : NULL;
         for (long k = 0; k < N; k += NB) {
             for (long i = 0; i < T * NB; i++)
                 m.cells[i / NB].B[i % NB] = m.cells[i / NB].C[i % NB] = splat(0);
-            for (long j = 0; j < at->count; j++) {
-                long s = j * block + k * VL;
-                if (c > 0)
-                    backward_ahead(at, j, t0, state - before + j * block, k * T / N,
+            for (long j = 0; j < at->count;) {
+                long s = j * block + k * VL, end = j + MB <= at->count ? j + MB : j + 1;
+                walk w = {state + s,  m.A + s,      m.B + k, m.C + k, m.g + s,
+                          m.dA + s,   m.rows + j,   m.cells, reset,   block,
+                          N,          len,          J->z != NULL};
+                for (long i = j; c > 0 && i < end; i++)
+                    backward_ahead(at, i, t0, state - before + i * block, k * T / N,
                                    (k + NB) * T / N);
-                backward_states(state + s, m.g + s, m.dA + s, HEADS ? m.A : m.A + s,
-                                m.rows + j * T, m.cells, m.B + k, m.C + k, N,
-                                at->reset ? at->reset + t0 : NULL, len, J->z != NULL);
+                if (MB > 1 && end > j + 1) backward_many(&w);
+                else backward_one(&w);
+                j = end;
             }
             fold_lanes(m.cells, at, t0, len, k);
         }
@@ -560,7 +618,10 @@ long check_floats(const job *J) { /* the size of the checkpoints */
 int forward(const job *J, int threads) {
     plan p = make_plan(J);
     large_pages(J->y, J->b * J->L * J->d * (J->half_u ? 2 : 4));
-    if (J->check) large_pages(J->check, check_floats(J) * sizeof(float));
+    if (J->check) { /* a step of a training */
+        keep_freed_memory();
+        large_pages(J->check, check_floats(J) * sizeof(float));
+    }
     return spread(forward_item, J, J->b * J->G * p.ranges, forward_scratch(J), threads);
 }
 

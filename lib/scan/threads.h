@@ -46,6 +46,16 @@ static void large_pages(void *start, long bytes) {
 #endif
 }
 
+/* glibc gives freed memory back to the system, so that every step of a training pays for
+   its pages again, until it has seen a block larger than these come and go. Show it one,
+   once; nobody writes to it, so it takes no memory. */
+static void keep_freed_memory(void) {
+    static int shown;
+    if (__atomic_exchange_n(&shown, 1, __ATOMIC_RELAXED)) return;
+    void *volatile block = malloc(8 * LARGE); /* volatile: or the pair is left out */
+    free(block);
+}
+
 static void take_items(void) {
     float *scratch = workspace(pool.scratch);
     if (!scratch) __atomic_store_n(&pool.starved, 1, __ATOMIC_RELAXED);

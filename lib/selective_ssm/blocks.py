@@ -83,7 +83,7 @@ def _fused(x: Tensor, weight: Tensor, backend: str) -> bool:
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and weight.shape[1] in FUSED_WIDTHS
-        and dispatch.absent("cpu") is None
+        and dispatch.absent("cpu", "conv") is None
     )
 
 

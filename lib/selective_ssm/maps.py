@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lib.kit.checks import need
+from lib.scan.chunked import segment_sum
 
 
 def segment_sums(x: Tensor) -> Tensor:
@@ -24,10 +25,7 @@ def segment_sums(x: Tensor) -> Tensor:
     ValueError for a number. Source: 2405.21060 (segsum); derived here.
     """
     need(x.ndim >= 1, "x is a single number; give one step size a position, (..., L).")
-    below = torch.ones(x.shape[-1], x.shape[-1], dtype=torch.bool, device=x.device)
-    terms = x[..., :, None].expand(*x.shape, x.shape[-1])
-    sums = terms.masked_fill(~below.tril(-1), 0).cumsum(-2)
-    return sums.masked_fill(~below.tril(), float("-inf"))
+    return segment_sum(x)
 
 
 def _grouped(name: str, B: Tensor, delta: Tensor, channels: int) -> Tensor:
