@@ -243,13 +243,14 @@ def test_without_noise_one_right_example_is_enough(K):
     world = cot.make_world(24, 20, K, 10)
     certain = [[[1.0, 0.0], [0.0, 1.0]]] * K
     e = cot.errors(ideal(24), world, certain, 1, 1.0, prompts=50, noise=0.0)
-    assert e == dict.fromkeys(("cot", "icl", "cot_vote", "icl_vote"), 0.0)
+    assert e == dict.fromkeys(("cot", "cot_last", "icl", "cot_vote", "icl_vote"), 0.0)
 
 
 def test_errors_do_not_depend_on_what_is_held_at_once_beyond_chance():
     world = cot.make_world(24, 20, 2, 10)
     options = {"prompts": 1500, "noise": 0.0, "seed": 1}
     e = cot.errors(ideal(24), world, EASY, 9, 1.0, **options)
+    assert 0 < e["cot_last"] <= 2 * e["cot"]  # a mean over two steps, one of them last
     few = cot.errors(ideal(24), world, EASY, 9, 1.0, columns=900, **options)
     exact = cot.cot_vote_error(EASY, 9, 1.0), cot.icl_vote_error(EASY, 9, 1.0)
     for found in (e, few):

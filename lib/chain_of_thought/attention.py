@@ -258,14 +258,15 @@ def errors(
     """Errors of CoT, ICL and the sampled votes on fresh test prompts.
 
     A, l_ts, alpha: see `noisy_chains`; noise: see `vectors`; columns: of all prompts
-    that are held at once. Returns {"cot", "icl", "cot_vote", "icl_vote"}: the mean over
-    the steps of 1(v_k != z_k), and 1(v != z_K). Raises ValueError. Source: 2410.02167
-    (slides) for both errors (the slide prints "=", which must be "not equal").
+    that are held at once. Returns {"cot", "cot_last", "icl", "cot_vote", "icl_vote"}:
+    cot is the mean over the steps of 1(v_k != z_k), cot_last 1(v_K != z_K) and icl
+    1(v != z_K). Raises ValueError. Source: 2410.02167 (slides) for cot and icl (the
+    slide prints "=", which must be "not equal").
     """
     count("prompts", prompts)
     K, n, device = len(world.codes), len(world.tsr), world.mu.device
     g = torch.Generator().manual_seed(seed)
-    wrong = dict.fromkeys(("cot", "icl", "cot_vote", "icl_vote"), 0.0)
+    wrong = dict.fromkeys(("cot", "cot_last", "icl", "cot_vote", "icl_vote"), 0.0)
     most = max(1, columns // (l_ts * K))
     for first in range(0, prompts, most):
         B = min(most, prompts - first)
@@ -273,8 +274,10 @@ def errors(
         y = vectors(world.tsr, ids.to(device), noise, g)
         query = vectors(world.tsr, truth[:, 0].to(device), noise, g)
         own = ids[..., 0] == truth[:, :1]
+        steps = cot_infer(theta, world, y, query).cpu() != truth[:, 1:]
         found = {
-            "cot": cot_infer(theta, world, y, query).cpu() != truth[:, 1:],
+            "cot": steps,
+            "cot_last": steps[:, -1],
             "icl": icl_infer(theta, world, y, query).cpu() != truth[:, -1],
             "cot_vote": plurality_cot(chains, n, g) != truth[:, 1:],
             "icl_vote": plurality(ids[..., -1], own, n, g) != truth[:, -1],
