@@ -375,8 +375,12 @@ def values():
         "low",
         "high",
         "least",
+        "T_M",
+        "vote",
+        "kappa_is",
+        "l_is",
     )
-    return dict.fromkeys([*names, "T_M"], 0.5)
+    return dict.fromkeys(names, 0.5)
 
 
 def some_claims(leave_out=()):
