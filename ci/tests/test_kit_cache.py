@@ -25,12 +25,6 @@ def sha(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("COLLECTION_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 class Build:
     """Writes the content and counts how often it was asked to."""
 

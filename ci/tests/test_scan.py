@@ -40,12 +40,7 @@ FLOAT, BF16 = torch.float32, torch.bfloat16
 TIMED = ("u", "delta", "z", "B", "C", "x")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

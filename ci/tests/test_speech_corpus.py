@@ -39,12 +39,6 @@ from lib.speech.synthesis import (
 from lib.speech.vocabulary import PHONES, Vocabulary, normalised, phone_vocabulary
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("COLLECTION_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory):
     """A small corpus of two languages, made by two workers."""

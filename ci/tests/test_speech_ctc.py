@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import edit_distance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -201,15 +202,6 @@ WORDS = {"to": ["tu"], "two": ["tuu"], "cat": ["kat", "ket"], "a": ["a"]}
 WORDS = {word: [tuple(p) for p in many] for word, many in WORDS.items()}
 
 
-def distance(a, b):
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        row, old = [i], row
-        for j, y in enumerate(b, 1):
-            row.append(min(row[-1] + 1, old[j] + 1, old[j - 1] + (x != y)))
-    return row[-1]
-
-
 def spoken(words):
     """All phone sequences of some words."""
     return [sum(p, ()) for p in itertools.product(*(WORDS[word] for word in words))]
@@ -220,13 +212,13 @@ def spoken(words):
 def test_the_words_are_the_nearest_of_all_word_sequences(phones):
     heard, cost = Lexicon(WORDS).decode(list(phones))
     least = min(
-        distance(phones, p)
+        edit_distance(phones, p)
         for n in range(5)
         for words in itertools.product(WORDS, repeat=n)
         for p in spoken(words)
     )
     assert cost == least
-    assert min(distance(phones, p) for p in spoken(heard)) == cost
+    assert min(edit_distance(phones, p) for p in spoken(heard)) == cost
 
 
 def test_exact_speech_gives_back_its_words():

@@ -27,12 +27,7 @@ LENGTHS = torch.tensor([12, 9, 5])
 STEPS = Recipe(steps=6, lr=1e-2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def predictor(seed=0, heads=None, **options):

@@ -27,12 +27,6 @@ from lib.speech.readers import (
 from lib.speech.vocabulary import Vocabulary
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("COLLECTION_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def sound(seconds: float, rate: int = 16_000, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return (rng.normal(size=int(seconds * rate)) / 20).astype(np.float32)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import edit_distance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -59,12 +60,7 @@ def quick(steps=10, **options):
     return Tuning(recipe, **({"bands": 5, "span": 2} | options))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def clones(module):
@@ -192,15 +188,6 @@ def test_wrong_shares_are_named(name):
 # -- error rates --------------------------------------------------------------------
 
 
-def distance(a, b):
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        row, old = [i], row
-        for j, y in enumerate(b, 1):
-            row.append(min(row[-1] + 1, old[j] + 1, old[j - 1] + (x != y)))
-    return row[-1]
-
-
 symbols = st.lists(st.integers(1, 5), max_size=8)
 
 
@@ -209,7 +196,7 @@ symbols = st.lists(st.integers(1, 5), max_size=8)
 def test_the_rate_is_the_pooled_edit_distance(pairs):
     references, hypotheses = ([list(y) for y in side] for side in zip(*pairs))
     found = error_rate(references, hypotheses)
-    errors = sum(distance(a, b) for a, b in pairs)
+    errors = sum(edit_distance(a, b) for a, b in pairs)
     assert found.symbols == sum(len(a) for a, _ in pairs)
     assert found.substitutions + found.deletions + found.insertions == errors
     assert found.rate == pytest.approx(errors / found.symbols)

@@ -63,15 +63,19 @@ def bucketed(lengths: np.ndarray, frames: int, seed: int, epoch: int) -> list:
     rng = np.random.default_rng([seed, epoch])
     # A little noise, so that not always the same utterances meet.
     near = lengths * rng.uniform(0.9, 1.1, len(lengths))
-    order = np.argsort(near, kind="stable")
+    batches = _cut(lengths, np.argsort(near, kind="stable"), frames)
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def _cut(lengths: np.ndarray, order: np.ndarray, frames: int) -> list[np.ndarray]:
+    """Utterances in an order, cut where a padded batch would hold too many frames."""
     batches, first, longest = [], 0, 0
     for at, index in enumerate(order):
         longest = max(longest, int(lengths[index]))
         if at > first and longest * (at + 1 - first) > frames:
             batches.append(order[first:at])
             first, longest = at, int(lengths[index])
-    batches.append(order[first:])
-    return [batches[i] for i in rng.permutation(len(batches))]
+    return [*batches, order[first:]] if len(order) else []
 
 
 class Stream:
@@ -152,14 +156,8 @@ def in_order(
     frames: the most that a padded batch holds. Raises ValueError for a bad number.
     """
     count("The frames of a batch", frames)
-    first, longest = 0, 0
-    for at, length in enumerate(corpus.lengths):
-        longest = max(longest, int(length))
-        if at > first and longest * (at + 1 - first) > frames:
-            yield padded(corpus, np.arange(first, at), device)
-            first, longest = at, int(length)
-    if len(corpus):
-        yield padded(corpus, np.arange(first, len(corpus)), device)
+    for indices in _cut(corpus.lengths, np.arange(len(corpus)), frames):
+        yield padded(corpus, indices, device)
 
 
 def spec_augment(

@@ -22,6 +22,7 @@ import numpy as np
 
 from lib.kit.cache import CacheError, cache_folder, cached
 from lib.kit.checks import count, need
+from lib.kit.results import write_json
 from lib.kit.start import ROOT
 from lib.speech import features
 from lib.speech.espeak import SpeechError, phones_of_words, speak
@@ -265,10 +266,7 @@ def compare(sums: Mapping[str, str]) -> list[str]:
                 name for name in sums if known.get(name, sums[name]) != sums[name]
             ]
             if known.keys() < known.keys() | sums.keys() or differ:
-                part = path.with_name(f".{os.getpid()}.{path.name}")
-                text = json.dumps(known | dict(sums), indent=0, sort_keys=True)
-                part.write_text(text, "utf-8")
-                os.replace(part, path)
+                write_json(path, known | dict(sums))
     except OSError:  # a cache that is only readable
         return []
     if differ:

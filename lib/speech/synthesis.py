@@ -8,7 +8,6 @@ are the same in all languages; test speakers speak nothing else.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -352,7 +351,7 @@ def build_shipped(folder: Path = ROOT / "data") -> None:
     for request, sound in zip(clip_plan(), spoken_audio(clip_plan())):
         name = f"{CLIPS}/{request.id}.flac"
         soundfile.write(folder / name, sound, RATE, subtype="PCM_16")
-        clips[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        clips[name] = cache.checksum(folder / name)
     corpus = joined([synthesise(shipped_plan()), synthesise(clip_plan())])
     first, second = corpus.info["joined"]
     heard = first["heard"] + second["heard"]
@@ -376,13 +375,13 @@ def _enter(folder: Path, names: Sequence[str]) -> None:
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text("utf-8"))
     for name in names:
-        content = (folder / name).read_bytes()
+        size = (folder / name).stat().st_size
         manifest[name] = {
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "size": len(content),
+            "sha256": cache.checksum(folder / name),
+            "size": size,
             "source": f"python -m lib.speech build (espeak-ng {version()})",
             "licence": "Apache-2.0",
         }
-        print(f"{name}: {len(content)} bytes")
+        print(f"{name}: {size} bytes")
     text = json.dumps(dict(sorted(manifest.items())), indent=2, ensure_ascii=False)
     path.write_text(text + "\n", "utf-8")
