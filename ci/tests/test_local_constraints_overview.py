@@ -11,7 +11,7 @@ import yaml
 
 from lib.kit.start import ROOT
 from lib.kit.trials import FOLDER, Trial, folder_of, key_of, run_here
-from lib.local_constraints import __main__, large, lists, overview, shipping
+from lib.local_constraints import large, lists, overview, shipping
 from lib.local_constraints.constraint import Arm
 from lib.local_constraints.judging import adapting
 from lib.local_constraints.learning import predictor
@@ -557,38 +557,33 @@ def test_the_shipped_models_fit_each_other():
 def test_the_files_are_in_the_manifest_and_small():
     manifest = json.loads((ROOT / "data" / "manifest.json").read_text("utf-8"))
     for name in (shipping.START, shipping.RECOGNISER):
+        name = f"models/{name}.npz"
         assert manifest[name]["source"] == shipping.SOURCE
         assert manifest[name]["size"] < 1_600_000
 
 
-def test_build_makes_both_files_from_the_trials(place, tmp_path, monkeypatch):
+def test_build_ships_both_models_of_the_trials(place, tmp_path, monkeypatch):
     wrote = []
+    monkeypatch.setattr(shipping, "write_start", lambda *given: wrote.append(given))
     monkeypatch.setattr(
-        shipping, "trials", lambda function, asked: [place] * len(asked)
+        shipping, "write_recogniser", lambda *given: wrote.append(given)
     )
-    monkeypatch.setattr(shipping, "write_start", lambda path, *_: wrote.append(path))
-    monkeypatch.setattr(
-        shipping, "write_recogniser", lambda path, *_: wrote.append(path)
-    )
-    monkeypatch.setattr(shipping, "enter", lambda *given: wrote.append(given[1:]))
     chosen = {"mixing": shipping.CHOSEN}
     wanted = lists.comparison("noise", seeds=(0,), chosen=chosen)
     monkeypatch.setattr(shipping, "comparison", lambda *_, **__: wanted)
     key = key_of(pretraining, wanted.arms[0])
-    monkeypatch.setattr(
-        shipping,
-        "trials",
-        lambda function, asked: [replace(place, key=key)] * len(asked),
-    )
+    made = replace(place, key=key)
+    monkeypatch.setattr(shipping, "trials", lambda function, asked: [made] * len(asked))
+    monkeypatch.setattr(shipping, "ship", lambda *given: wrote.append(given))
     shipping.build(tmp_path)
-    names = [shipping.START, shipping.RECOGNISER]
-    assert wrote == [*(tmp_path / n for n in names), (names, shipping.SOURCE)]
-
-
-def test_other_words_get_the_usage():
-    for words in ([], ["run"]):
-        with pytest.raises(SystemExit, match="local_constraints build"):
-            __main__.main(words)
+    ((models, source, folder),) = wrote
+    assert (source, folder) == (shipping.SOURCE, tmp_path)
+    for name, write in models.items():
+        write(name)
+    assert wrote[1:] == [
+        (shipping.START, made),
+        (shipping.RECOGNISER, made, made),
+    ]
 
 
 def test_tables_can_be_recorded(made):

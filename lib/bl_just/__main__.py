@@ -1,18 +1,8 @@
-"""`python -m lib.bl_just build`: make the shipped models of data/models again."""
-
-from __future__ import annotations
+"""`python -m lib.bl_just build`: make the shipped models of data/ again."""
 
 import sys
 
-
-def main(words: list[str]) -> None:
-    """build: from the trials of `shipping`, which run where they are not cached."""
-    if words == ["build"]:
-        from lib.bl_just.shipping import build
-
-        return build()
-    raise SystemExit("Usage: python -m lib.bl_just build")
-
+from lib.speech.assets import command
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command("bl_just", sys.argv[1:])

@@ -7,8 +7,7 @@ which the notebook starts a joint phase, and the recogniser that BL-JUST makes o
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,18 +20,11 @@ from lib.bl_just.records import thinned
 from lib.codebooks import RandomProjection
 from lib.kit import cache
 from lib.kit.checks import need
-from lib.kit.start import ROOT
 from lib.kit.trials import Trial
+from lib.speech.assets import DATA, ship
 from lib.speech.conformer import Recogniser
-from lib.speech.models import (
-    enter,
-    load_model,
-    load_recogniser,
-    save_model,
-    sizes_of,
-)
+from lib.speech.models import load_model, load_recogniser, save_model, sizes_of
 
-FOLDER = "models"  # inside data/
 SOURCE = "python -m lib.bl_just build"
 N = 16  # labelled utterances of the recogniser
 WHAT = "English of the collection's grammar, spoken by espeak-ng; of no use for others."
@@ -126,7 +118,7 @@ def write_explored(path: Path, exploration: Trial, steps: int) -> None:
         "loss": thinned(kept["history"]["ssl"][:steps], 45),
         "cpu seconds of all steps": exploration.result["seconds"]["first"],
     }
-    save_model(path, state, _plain(card))
+    save_model(path, state, card)
 
 
 def write_recogniser(path: Path, trial: Trial) -> None:
@@ -137,19 +129,14 @@ def write_recogniser(path: Path, trial: Trial) -> None:
         "settings": trial.settings,
         **{name: trial.result[name] for name in ("per", "wer", "counted", "end")},
     }
-    save_model(path, state, _plain(card))
+    save_model(path, state, card)
 
 
-def _plain(card: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(card))
-
-
-def build(folder: Path = ROOT / "data", seed: int = 0, **how: Any) -> None:
-    """Make both files and enter them in the manifest.
+def build(folder: Path = DATA, seed: int = 0, **how: Any) -> None:
+    """Write both models, the page of all, and enter them in the manifest.
 
     folder: data/; seed: of the comparison; how: of `trials`.
     """
-    (folder / FOLDER).mkdir(exist_ok=True)
     where = lists.where_of(lists.CHOSEN)
     first = lists.explorations([lists.TUNING_SEED, seed], where, **how)
     tuned = lists.grid(where, first[0].key, N) + lists.second(where, first[0].key, N)
@@ -158,8 +145,10 @@ def build(folder: Path = ROOT / "data", seed: int = 0, **how: Any) -> None:
         where, {seed: first[1].key}, {"bl_just": chosen["bl_just"]}, ns=(N,)
     )[:1]
     (trained,) = lists.run(asked, **how)
-    steps = lists.SHARES[-1]
-    write_explored(folder / FOLDER / "bl_just_explored.npz", first[1], steps)
-    write_recogniser(folder / FOLDER / "bl_just_recogniser.npz", trained)
-    names = [f"{FOLDER}/bl_just_{name}.npz" for name in ("explored", "recogniser")]
-    enter(folder, names, SOURCE)
+    models = {
+        "bl_just_explored": lambda path: write_explored(
+            path, first[1], lists.SHARES[-1]
+        ),
+        "bl_just_recogniser": lambda path: write_recogniser(path, trained),
+    }
+    ship(models, SOURCE, folder)

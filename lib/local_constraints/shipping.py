@@ -7,7 +7,6 @@ costs nothing where they are cached and minutes where they are not.
 from __future__ import annotations
 
 import inspect
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,19 +15,18 @@ from torch import Tensor
 
 from lib.codebooks import KMeans
 from lib.kit import cache
-from lib.kit.start import ROOT
 from lib.kit.trials import Trial, trials
 from lib.local_constraints.judging import adapting
 from lib.local_constraints.learning import predictor
 from lib.local_constraints.lists import MIXING, PAIRS, comparison
 from lib.local_constraints.sources import CODES, Labels
 from lib.local_constraints.study import MODEL, asked, pretraining, starting
+from lib.speech.assets import DATA, ship
 from lib.speech.conformer import Recogniser
-from lib.speech.models import enter, load_model, load_recogniser, save_model
+from lib.speech.models import load_model, load_recogniser, save_model
 from lib.speech.pretraining import Predictor
 
-START = "models/local_constraints_start.npz"
-RECOGNISER = "models/local_constraints_recogniser.npz"
+START, RECOGNISER = "local_constraints_start", "local_constraints_recogniser"
 SETTING = "noise"
 HEARS = PAIRS[2]  # labelled subset and fine-tuning seed of the recogniser
 CHOSEN = {"alpha": 0.0}  # of its mixing arm, which goes on at the default rate
@@ -71,8 +69,8 @@ def codes_of(labels: Labels) -> Tensor:
     return inspect.getclosurevars(labels).nonlocals["quantizer"].codes
 
 
-def build(folder: Path = ROOT / "data") -> None:
-    """Write both models and enter them in the manifest.
+def build(folder: Path = DATA) -> None:
+    """Write both models, the page of all, and enter them in the manifest.
 
     folder: data/, or another that holds a manifest.json. Errors as of `trials`.
     """
@@ -86,10 +84,11 @@ def build(folder: Path = ROOT / "data") -> None:
         if (s["source"], s["subset"], s["seed"]) == (arm.key, subset, tune)
     ]
     (heard,) = trials(adapting, [chosen])
-    (folder / "models").mkdir(exist_ok=True)
-    write_start(folder / START, start)
-    write_recogniser(folder / RECOGNISER, heard, start)
-    enter(folder, [START, RECOGNISER], SOURCE)
+    models = {
+        START: lambda path: write_start(path, start),
+        RECOGNISER: lambda path: write_recogniser(path, heard, start),
+    }
+    ship(models, SOURCE, folder)
 
 
 def write_start(path: Path, start: Trial) -> None:
@@ -108,7 +107,7 @@ def write_start(path: Path, start: Trial) -> None:
         "made by": about | {"gradients": start.result["gradients"]},
         "codes": CODES,
     }
-    save_model(path, state, _plain(card))
+    save_model(path, state, card)
 
 
 def write_recogniser(path: Path, heard: Trial, start: Trial) -> None:
@@ -128,8 +127,4 @@ def write_recogniser(path: Path, heard: Trial, start: Trial) -> None:
         "phone error rate on new speakers": heard.result["per"],
         "symbols": list(parts.labelled.vocabulary.symbols),
     }
-    save_model(path, state, _plain(card))
-
-
-def _plain(card: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(card))  # as it will be read again
+    save_model(path, state, card)

@@ -7,8 +7,7 @@ as float16 with cards.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,14 @@ import torch
 
 from lib.kit import cache
 from lib.kit.checks import choice
-from lib.kit.start import ROOT
 from lib.kit.trials import Trial, trials
+from lib.speech.assets import DATA, ship
 from lib.speech.conformer import Conformer, Recogniser
-from lib.speech.models import (
-    card_page,
-    enter,
-    load_encoder,
-    load_model,
-    load_recogniser,
-    save_model,
-)
+from lib.speech.models import load_encoder, load_recogniser, save_model
 from lib.speech_ssl.adaptation import RECOGNISER, adapting
 from lib.speech_ssl.runs import ENCODER, corpus_of
 from lib.speech_ssl.study import pretraining
 
-FOLDER = "models"  # inside data/
-PAGE = "README.md"  # of the cards
 SOURCE = "python -m lib.speech_ssl build"
 # What is shipped: the pre-training of each encoder, and of the recogniser both stages.
 SHIPPED: dict[str, dict[str, Any]] = {
@@ -90,34 +80,23 @@ def recogniser_card(trial: Trial, encoder: Trial) -> dict[str, Any]:
     }
 
 
-def build(folder: Path = ROOT / "data") -> None:
-    """Write the shipped models, their cards as a page, and enter them in the manifest.
+def build(folder: Path = DATA) -> None:
+    """Write the shipped models, their page, and enter them in the manifest.
 
     folder: data/, or another that holds a manifest.json. Errors as of `trials`.
     """
     done = dict(zip(SHIPPED, trials(pretraining, list(SHIPPED.values()))))
-    (folder / FOLDER).mkdir(exist_ok=True)
-    names = []
-    for name, trial in done.items():
-        names.append(f"{FOLDER}/speech_ssl_{name}.npz")
-        _write(folder / names[-1], trial.folder / ENCODER, card_of(trial))
     encoder = done[HEARS["source"]]
     (heard,) = trials(adapting, [HEARS | {"source": encoder.key}])
-    names.append(f"{FOLDER}/speech_ssl_recogniser.npz")
-    card = recogniser_card(heard, encoder)
-    _write(folder / names[-1], heard.folder / RECOGNISER, card)
-    write_page(folder / FOLDER)
-    enter(folder, names, SOURCE)
+    models = {
+        f"speech_ssl_{name}": partial(_write, trial.folder / ENCODER, card_of(trial))
+        for name, trial in done.items()
+    }
+    models["speech_ssl_recogniser"] = partial(
+        _write, heard.folder / RECOGNISER, recogniser_card(heard, encoder)
+    )
+    ship(models, SOURCE, folder)
 
 
-def _write(path: Path, weights: Path, card: Mapping[str, Any]) -> None:
-    card = json.loads(json.dumps(card))  # plain, as it will be read again
+def _write(weights: Path, card: dict[str, Any], path: Path) -> None:
     save_model(path, torch.load(weights, weights_only=True), card)
-
-
-def write_page(folder: Path) -> None:
-    """The cards of all models in a folder as its README."""
-    cards = {path.name: load_model(path).card for path in folder.glob("*.npz")}
-    title = "# Model cards\n\nGenerated from the files; loaded by `lib.speech.models`."
-    text = f"{title}\n\n{card_page(cards)}"
-    (folder / PAGE).write_text(text, encoding="utf-8")
