@@ -238,6 +238,22 @@ def test_a_study_names_its_runs(studied):
     assert set(runs[runs["name"] == "fixed sum"]["n"]) == {16}
 
 
+def test_only_the_middle_n_has_more_fine_tunings(studied):
+    asked = studied[1][2]
+    tunes = {n: [r["tune"] for r in asked if r["n"] == n] for n in (4, 16, 64)}
+    assert set(tunes[16]) == {0, 1, 2, 10, 11, 12}
+    assert set(tunes[4]) == set(tunes[64]) == {0, 1, 2}
+
+
+def test_every_n_counts_alike_whatever_its_fine_tunings(studied):
+    runs = studied[0].runs.copy()
+    worse = (runs["name"] == "PT + FT") & (runs["n"] == 16) & (runs["tune"] >= 10)
+    assert worse.sum() == 3  # the second fine-tuning of each seed
+    runs.loc[worse, "per"] += 0.6
+    gap = overview.effects(runs, "PT + FT", "supervised")
+    assert gap == pytest.approx([0.2 - 0.6 / 2 / 3] * 3)  # half of one n of three
+
+
 def test_an_arm_pays_its_part_of_a_shared_exploration(studied):
     runs = studied[0].runs
     assert set(runs[runs["name"] == "supervised"]["cpu"]) == {4.0}

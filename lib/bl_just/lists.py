@@ -222,8 +222,8 @@ def comparison(
     """All arms over n, the ablations at one n; every pre-training seed alike.
 
     where; sources: by seed; chosen: of `best`; ns: labelled utterances; middle: n of
-    the ablations; pairs: (subset, fine-tuning seed) of each pre-training seed, the same
-    in all arms; only: the n of some arms.
+    the ablations; pairs: (subset, fine-tuning seed) of each pre-training seed at that
+    n, the same in all arms, and one at the others; only: the n of some arms.
     """
     found = []
     own = chosen["bl_just"].get("options", {})
@@ -232,7 +232,7 @@ def comparison(
             pair = _pair(seed, k, len(sources))
             found += [
                 one(arm, seed, n, where, key, **pair, **chosen[arm])
-                for n in ns
+                for n in (ns if k == 0 else (middle,))
                 for arm in chosen
                 if n in only.get(arm, ns)
             ]

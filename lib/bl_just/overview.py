@@ -63,10 +63,10 @@ def study(
     """Run the pilot, the grid, the comparison and the sweep; finished trials are kept.
 
     speech: a key of `lists.SPEECH`, or a folder with LibriSpeech, for which there is no
-    pilot; ns: labelled utterances; seeds: of pre-training; pairs: fine-tunings of each;
-    gammas: of the sweep, () for none; n: of the pilot, the grid, the ablations and the
-    sweep; workers, bar: of `trials`; size: of `lists.where_of`. Raises ValueError where
-    n is not among ns, or a seed was tuned on.
+    pilot; ns: labelled utterances; seeds: of pre-training; pairs: fine-tunings of each
+    at n, one at the others; gammas: of the sweep, () for none; n: of the pilot, the
+    grid, the ablations and the sweep; workers, bar: of `trials`; size: of
+    `lists.where_of`. Raises ValueError where n is not among ns, or a seed was tuned on.
     """
     need(n in ns, f"The ablations have n = {n}, which must be one of {list(ns)}.")
     need(lists.TUNING_SEED not in seeds, "The arms are tuned on seed 9; leave it out.")
@@ -222,8 +222,8 @@ def effects(
     """Paired differences other - ours, positive where ours is lower: one a seed.
 
     runs: of a study, or recorded; ours, other: names; measure: a column; ns: only
-    these. Each is the mean over n and fine-tunings that both have. Raises ValueError
-    for a name that the runs do not have, or no pair.
+    these. Each is the mean over all n that both have, and of an n the mean over
+    fine-tunings. Raises ValueError for a name that the runs do not have, or no pair.
     """
     choice("measure", measure, list(runs))
     some = runs[runs["list"].isin(JUDGED)]
@@ -236,7 +236,7 @@ def effects(
     need({ours, other} <= set(wide), f"{ours} and {other} have no n in common.")
     gaps = (wide[other] - wide[ours]).dropna()
     need(len(gaps) > 0, f"{ours} and {other} have no n in common.")
-    return gaps.groupby("seed").mean().to_numpy()
+    return gaps.groupby(["seed", "n"]).mean().groupby("seed").mean().to_numpy()
 
 
 def means(
