@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from lib.kit.manifest import DATA
 from lib.kit.start import ROOT
 from lib.speech import assets
 from lib.speech.conformer import Conformer
@@ -48,10 +49,10 @@ def test_a_second_build_keeps_the_others_on_the_page(tmp_path):
 
 
 def test_the_page_in_data_is_that_of_its_files(tmp_path):
-    for path in (assets.DATA / assets.FOLDER).glob("*.npz"):
+    for path in (DATA / assets.FOLDER).glob("*.npz"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     assets.write_page(tmp_path)
-    kept = assets.DATA / assets.FOLDER / assets.PAGE
+    kept = DATA / assets.FOLDER / assets.PAGE
     assert (tmp_path / assets.PAGE).read_text("utf-8") == kept.read_text("utf-8")
 
 

@@ -20,8 +20,9 @@ from lib.bl_just.records import thinned
 from lib.codebooks import RandomProjection
 from lib.kit import cache
 from lib.kit.checks import need
+from lib.kit.manifest import DATA
 from lib.kit.trials import Trial
-from lib.speech.assets import DATA, ship
+from lib.speech.assets import ship
 from lib.speech.conformer import Recogniser
 from lib.speech.models import load_model, load_recogniser, save_model, sizes_of
 

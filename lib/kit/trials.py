@@ -14,20 +14,17 @@ import hashlib
 import importlib
 import json
 import math
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from lib.kit.cache import CacheError, cache_folder
-from lib.kit.checks import count, need
-from lib.kit.processes import native_environment, workers_default
+from lib.kit.checks import need
+from lib.kit.processes import Workers, teller
 from lib.kit.results import processor, write_json
 from lib.kit.sources import behind
 
@@ -107,32 +104,15 @@ def trials(
     progress. Raises RuntimeError with a trial's own last line where one fails; what is
     finished stays, and the others that were running are stopped.
     """
-    workers = workers_default() if workers is None else workers
-    count("The number of workers", workers)
+    crew = Workers(workers)
     keys = [key_of(function, chosen) for chosen in settings]
-    todo = dict(zip(keys, settings))
-    todo = {k: s for k, s in todo.items() if not _finished(k)}
-    running: set[subprocess.Popen] = set()
-    stopped = threading.Event()
-    tell = _teller(len(todo), function.__qualname__, bar)
+    todo = {k: s for k, s in zip(keys, settings) if not _finished(k)}
 
-    def one(key: str, chosen: Mapping[str, Any]) -> None:
-        if not stopped.is_set():
-            _run(function, key, chosen, running)
+    def one(key: str) -> None:
+        _run(function, key, todo[key], crew)
 
-    pool = ThreadPoolExecutor(workers)
-    try:
-        futures = [pool.submit(one, key, chosen) for key, chosen in todo.items()]
-        for future in as_completed(futures):
-            future.result()
-            tell()
-    except BaseException:  # Ctrl-C too: leave no process behind
-        stopped.set()
-        for process in list(running):
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    tell = teller(len(todo), function.__qualname__, "trial", bar)
+    crew.each(one, list(todo), tell)
     return [_read(key) for key in keys]
 
 
@@ -155,27 +135,11 @@ def _read(key: str) -> Trial:
         ) from None
 
 
-def _teller(total: int, what: str, bar: bool) -> Callable[[], None]:
-    """What is called after each trial."""
-    if not (bar and total):
-        return lambda: None
-    from tqdm import tqdm
-
-    shown = tqdm(total=total, desc=what, unit="trial", file=sys.stderr)
-
-    def tell() -> None:
-        shown.update()
-        if shown.n == total:
-            shown.close()
-
-    return tell
-
-
 def _run(
     function: Callable,
     key: str,
     settings: Mapping[str, Any],
-    running: set[subprocess.Popen],
+    crew: Workers,
 ) -> None:
     """Run one trial in a fresh process. Raises RuntimeError where it fails."""
     from filelock import FileLock
@@ -191,27 +155,14 @@ def _run(
     with FileLock(place / ".lock"):  # another comparison may be at the same trial
         if _finished(key):
             return
-        command = ["-m", "lib.kit.trials", function.__module__, function.__qualname__]
-        process = subprocess.Popen(
-            [sys.executable, *command, str(place)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=native_environment(),
-            text=True,
-            encoding="utf-8",
-        )
-        running.add(process)
-        try:
-            _, said = process.communicate(json.dumps(settings))
-        finally:
-            running.discard(process)
-    if process.returncode:
+        words = ["-m", "lib.kit.trials", function.__module__, function.__qualname__]
+        text = json.dumps(settings)
+        status, _, said = crew.ask([*words, str(place)], text, native=True)
+    if status:
         last = (said.strip().splitlines() or ["it said nothing"])[-1]
         raise RuntimeError(
             f"The trial {function.__qualname__}({_short(settings)}) ended with "
-            f"{process.returncode}: {last} Finished trials are kept; run again to go "
-            "on."
+            f"{status}: {last} Finished trials are kept; run again to go on."
         )
 
 

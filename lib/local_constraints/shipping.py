@@ -15,13 +15,14 @@ from torch import Tensor
 
 from lib.codebooks import KMeans
 from lib.kit import cache
+from lib.kit.manifest import DATA
 from lib.kit.trials import Trial, trials
 from lib.local_constraints.judging import adapting
 from lib.local_constraints.learning import predictor
 from lib.local_constraints.lists import MIXING, PAIRS, comparison
 from lib.local_constraints.sources import CODES, Labels
 from lib.local_constraints.study import MODEL, asked, pretraining, starting
-from lib.speech.assets import DATA, ship
+from lib.speech.assets import ship
 from lib.speech.conformer import Recogniser
 from lib.speech.models import load_model, load_recogniser, save_model
 from lib.speech.pretraining import Predictor

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from lib.kit.start import ROOT
-from lib.speech.models import card_page, enter, load_model
+from lib.kit.manifest import DATA, enter
+from lib.speech.models import load_model
 
-DATA = ROOT / "data"
 FOLDER = "models"  # inside DATA
 PAGE = "README.md"  # of the cards
 HEAD = "# Model cards\n\nGenerated from the files; loaded by `lib.speech.models`."
@@ -43,6 +43,30 @@ def write_page(folder: Path) -> None:
     """The cards of all models in a folder as its README."""
     cards = {path.name: load_model(path).card for path in folder.glob("*.npz")}
     (folder / PAGE).write_text(f"{HEAD}\n\n{card_page(cards)}", encoding="utf-8")
+
+
+def card_page(cards: Mapping[str, Mapping[str, Any]]) -> str:
+    """Cards as one Markdown page, a section a file.
+
+    cards: by file name, of `load_model`. Mappings inside a card become lines of their
+    own names.
+    """
+    parts = []
+    for name, card in sorted(cards.items()):
+        lines = [f"## {name}", ""]
+        lines += [str(card["what"]), ""] if "what" in card else []
+        rest = {k: v for k, v in card.items() if k not in ("what", "format")}
+        lines += [f"- {key}: {_plain(value)}" for key, value in sorted(rest.items())]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(inner) for inner in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def command(package: str, words: list[str]) -> None:

@@ -9,22 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
 
 from lib.kit.cache import CacheError, cache_folder, cached
-from lib.kit.checks import count, need
-from lib.kit.processes import workers_default
+from lib.kit.checks import need
+from lib.kit.processes import Workers, teller
 from lib.kit.results import write_json
-from lib.kit.start import ROOT
 from lib.speech import features
 from lib.speech.espeak import SpeechError, phones_of_words, speak
 
@@ -150,55 +145,21 @@ def name_of(job: Mapping) -> str:
     return f"{FOLDER}/{hashlib.sha256(text.encode()).hexdigest()[:20]}.npz"
 
 
-def _start(job: Mapping, path: Path, running: set[subprocess.Popen]) -> None:
+def _start(job: Mapping, path: Path, crew: Workers) -> None:
     """Run one job in a fresh process. Raises its error here."""
-    # One thread each, so that workers do not share cores; and nothing of the caller's.
-    threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | dict.fromkeys(threads, "1")
-    environment["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lib.speech", "chunk", str(path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        text=True,
-        encoding="utf-8",
-    )
-    running.add(process)
+    words = ["-m", "lib.speech", "chunk", str(path)]
+    status, said, complained = crew.ask(words, json.dumps(job))
+    if not status:
+        return
     try:
-        said, complained = process.communicate(json.dumps(job))
-    finally:
-        running.discard(process)
-    if process.returncode:
-        try:
-            error = json.loads(said.splitlines()[-1])
-        except (IndexError, json.JSONDecodeError):
-            last = (complained.strip().splitlines() or ["no message"])[-1]
-            raise SpeechError(
-                f"A process that makes a chunk ended with {process.returncode} "
-                f"({last}); run again, finished chunks are kept."
-            ) from None
-        raise KINDS[error["kind"]](error["text"])
-
-
-def _teller(progress: Progress, total: int, what: str) -> Callable[[int], None]:
-    """What is called with the number of chunks done."""
-    if callable(progress):
-        return lambda done: progress(done, total)
-    if not progress:
-        return lambda done: None
-    from tqdm import tqdm
-
-    bar = tqdm(total=total, desc=what, unit="chunk", file=sys.stderr)
-
-    def tell(done: int) -> None:
-        bar.update(done - bar.n)
-        if done == total:
-            bar.close()
-
-    return tell
+        error = json.loads(said.splitlines()[-1])
+    except (IndexError, json.JSONDecodeError):
+        last = (complained.strip().splitlines() or ["no message"])[-1]
+        raise SpeechError(
+            f"A process that makes a chunk ended with {status} ({last}); run again, "
+            "finished chunks are kept."
+        ) from None
+    raise KINDS[error["kind"]](error["text"])
 
 
 def make(
@@ -214,33 +175,15 @@ def make(
     of (done, all). Raises the error of a chunk; what is finished stays. Killed and
     started again it goes on where it was.
     """
-    workers = workers_default() if workers is None else workers
-    count("The number of workers", workers)
-    running: set[subprocess.Popen] = set()
-    stopped = threading.Event()
+    crew = Workers(workers)
 
     def one(job: Mapping) -> Path:
-        def build(path: Path) -> None:
-            if not stopped.is_set():
-                _start(job, path, running)
+        return cached(name_of(job), lambda path: _start(job, path, crew))
 
-        return cached(name_of(job), build)
-
-    tell = _teller(progress, len(jobs), what)
-    pool = ThreadPoolExecutor(workers)
-    try:
-        futures = [pool.submit(one, job) for job in jobs]
-        for done, future in enumerate(as_completed(futures), 1):
-            future.result()
-            tell(done)
-        return [future.result() for future in futures]
-    except BaseException:  # Ctrl-C too: leave no process behind
-        stopped.set()
-        for process in list(running):
-            process.kill()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    tell = teller(len(jobs), what, "chunk", progress is True)
+    if callable(progress):
+        return crew.each(one, jobs, lambda done: progress(done, len(jobs)))
+    return crew.each(one, jobs, tell)
 
 
 def compare(sums: Mapping[str, str]) -> list[str]:

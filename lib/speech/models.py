@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib.kit import cache
 from lib.kit.checks import need
+from lib.kit.manifest import LICENCE
 from lib.speech.conformer import Conformer, Recogniser
 
 FORMAT = 1  # of the file
-LICENCE = "Apache-2.0"
 CARD = "card"  # its name in the file
 
 
@@ -136,47 +135,3 @@ def load_recogniser(
     """A recogniser and its card, from a file of `save_model`. Errors as of both."""
     kept = load_model(path)
     return recogniser_of(kept.state, **options), kept.card
-
-
-# -- what data/ ships ---------------------------------------------------------------
-
-
-def enter(folder: Path, names: list[str], source: str) -> None:
-    """Write size and checksum of files into the manifest of a data folder.
-
-    folder: holds manifest.json; names: of files in it; source: the command that made
-    them. Prints each name with its size.
-    """
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text("utf-8"))
-    for name in names:
-        size = (folder / name).stat().st_size
-        manifest[name] = {"sha256": cache.checksum(folder / name), "size": size}
-        manifest[name] |= {"source": source, "licence": LICENCE}
-        print(f"{name}: {size} bytes")
-    text = json.dumps(dict(sorted(manifest.items())), indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", "utf-8")
-
-
-def card_page(cards: Mapping[str, Mapping[str, Any]]) -> str:
-    """Cards as one Markdown page, a section a file.
-
-    cards: by file name, of `load_model`. Mappings inside a card become lines of their
-    own names.
-    """
-    parts = []
-    for name, card in sorted(cards.items()):
-        lines = [f"## {name}", ""]
-        lines += [str(card["what"]), ""] if "what" in card else []
-        rest = {k: v for k, v in card.items() if k not in ("what", "format")}
-        lines += [f"- {key}: {_plain(value)}" for key, value in sorted(rest.items())]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(_plain(inner) for inner in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

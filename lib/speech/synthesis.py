@@ -8,7 +8,6 @@ are the same in all languages; test speakers speak nothing else.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 from lib.kit import cache
 from lib.kit.checks import choice, count, need
-from lib.kit.start import ROOT
+from lib.kit.manifest import DATA, enter
 from lib.speech import chunks
 from lib.speech.corpus import Corpus, compact, joined
 from lib.speech.espeak import SPEAKERS, version
@@ -336,7 +335,7 @@ def spoken_audio(
     return sounds
 
 
-def build_shipped(folder: Path = ROOT / "data") -> None:
+def build_shipped(folder: Path = DATA) -> None:
     """Make the shipped corpus and its audio again, and enter them in the manifest.
 
     folder: data/, or another that holds a manifest.json. Prints what it wrote, and says
@@ -360,7 +359,8 @@ def build_shipped(folder: Path = ROOT / "data") -> None:
     # The checksums of the audio stand inside, so that one checksum covers all.
     corpus = replace(corpus, info=first | {"heard": heard, "clips": clips})
     corpus.save(folder / SHIPPED, bits=8)
-    _enter(folder, [SHIPPED, *clips])
+    source = f"python -m lib.speech build (espeak-ng {version()})"
+    enter(folder, [SHIPPED, *clips], source)
 
 
 def _heard(path: Path) -> list[str] | None:
@@ -368,20 +368,3 @@ def _heard(path: Path) -> list[str] | None:
         return list(Corpus.load(path).info["heard"])
     except (ValueError, KeyError):
         return None
-
-
-def _enter(folder: Path, names: Sequence[str]) -> None:
-    """Write size and checksum of the files into the manifest, and print them."""
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text("utf-8"))
-    for name in names:
-        size = (folder / name).stat().st_size
-        manifest[name] = {
-            "sha256": cache.checksum(folder / name),
-            "size": size,
-            "source": f"python -m lib.speech build (espeak-ng {version()})",
-            "licence": "Apache-2.0",
-        }
-        print(f"{name}: {size} bytes")
-    text = json.dumps(dict(sorted(manifest.items())), indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", "utf-8")

@@ -15,8 +15,9 @@ import torch
 
 from lib.kit import cache
 from lib.kit.checks import choice
+from lib.kit.manifest import DATA
 from lib.kit.trials import Trial, trials
-from lib.speech.assets import DATA, ship
+from lib.speech.assets import ship
 from lib.speech.conformer import Conformer, Recogniser
 from lib.speech.models import load_encoder, load_recogniser, save_model
 from lib.speech_ssl.adaptation import RECOGNISER, adapting
