@@ -89,7 +89,7 @@ def test_the_grid_gives_every_arm_the_same_rates_on_a_seed_of_its_own():
         if alpha == 0.02:
             rates.setdefault(arm, []).append(lr)
     assert list(rates) == list(lists.ARMS)
-    assert all(found == [1e-3, 2e-3, 4e-3] for found in rates.values())
+    assert all(found == [1e-3, 2e-3, 4e-3, 8e-3] for found in rates.values())
     assert len(asked.adapted) == 3 * len(asked.arms)
 
 
@@ -281,7 +281,11 @@ def test_the_room_pairs_each_kind_with_its_own_scratch():
 def test_compared_tunes_then_compares(monkeypatch, done):
     best_lr = {arm: 1e-3 for arm in lists.ARMS} | {lists.K1: 4e-3}
 
+    labelled = []
+
     def run(asked, workers):
+        labelled.append({s["n"] for s in asked.adapted})
+
         def per(s):
             arm, _, _, lr = asked.names[s["source"]]
             return 0.5 + (lr != best_lr.get(arm))
@@ -300,6 +304,7 @@ def test_compared_tunes_then_compares(monkeypatch, done):
     found = overview.compared("noise", others=["voices"], seeds=(0,))
     assert sorted(found) == sorted(overview.TABLES)
     assert len(found["tuning"]) == 3 * len(lists.GRID)
+    assert labelled == [{12}, {12}, {12}, {4}]  # the headroom comes last
     models = found["models"]
     noise = models[models.setting == "noise"]
     assert noise.arm.tolist() == ["start", *lists.ARMS]

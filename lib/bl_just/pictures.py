@@ -201,7 +201,7 @@ def differences(
                 gaps = -effects(runs, name, other, "per", [n])
             except ValueError:  # this arm was not run at this n
                 continue
-            low, high = interval(gaps)
+            low, high = interval(gaps) if len(gaps) > 1 else (np.nan, np.nan)
             color = COLORS[SHADES.get(name, "black")]
             ax.plot([low, high], [k, k], color=color, lw=2.5, alpha=0.5)
             ax.plot(gaps, [k] * len(gaps), "|", color=color, ms=9)
@@ -220,7 +220,7 @@ def over_gamma(runs: pd.DataFrame) -> Figure:
     swept = (runs["list"] == "sweep") | (
         (runs["list"] == "comparison") & (runs["name"] == "BL-JUST")
     )
-    some = runs[swept & (runs["n"] == _middle(runs))]
+    some = _paired(runs[swept & (runs["n"] == _middle(runs))], runs)
     order = sorted(set(some["gamma"]))
     fig, axes = plt.subplots(1, 3, figsize=(9.2, 3.0))
     titles = {"per": "PER", "ssl": "SSL loss, test", "ctc": "CTC loss, test"}
@@ -233,6 +233,12 @@ def over_gamma(runs: pd.DataFrame) -> Figure:
         ax.set_xticks(range(len(order)), [f"{g:g}" for g in order])
         ax.set(title=title, xlabel="last gamma")
     return fig
+
+
+def _paired(some: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Those with a labelled subset and fine-tuning seed that the sweep has too."""
+    keys = ["seed", "subset", "tune"]
+    return some.merge(runs.loc[runs["list"] == "sweep", keys].drop_duplicates())
 
 
 def _middle(runs: pd.DataFrame) -> int:
@@ -255,7 +261,9 @@ def trajectory(curves: pd.DataFrame, runs: pd.DataFrame, name: str) -> Figure:
         if len(line):
             color = COLORS[LEVELS[level]]
             axes[0].plot(line["step"], line[level], color=color, label=level)
-    axes[0].set(xlim=(0, most), ylim=(0, 4.5), xlabel="step", title=f"{name}: losses")
+    highest = 1.05 * float(curves[["ssl", "ctc", "pseudo"]].max(axis=None))
+    axes[0].set(xlim=(0, most), ylim=(0, highest), xlabel="step")
+    axes[0].set_title(f"{name}: losses")
     axes[0].legend(loc="upper right", fontsize=8)
     some = own[own["gamma"].notna()]
     axes[1].plot(some["step"], some["gamma"], ".", color=COLORS["blue"], ms=4)
@@ -264,7 +272,7 @@ def trajectory(curves: pd.DataFrame, runs: pd.DataFrame, name: str) -> Figure:
         xlim=(0, most), xlabel="step", title="gamma", ylim=(-0.05 * top, 1.1 * top)
     )
     rows = runs[(runs["name"] == name) & (runs["n"] == _middle(runs))]
-    rows = rows[rows["list"].isin(("comparison", "sweep"))]
+    rows = _paired(rows[rows["list"].isin(("comparison", "sweep"))], runs)
     axes[2].plot(np.zeros(len(rows)), rows["per"], "_", color=COLORS["black"], ms=14)
     axes[2].plot(0, rows["per"].mean(), "o", color=COLORS["orange"])
     axes[2].set(xlim=(-1, 1), xticks=[], ylim=(0, 1.2 * _largest(runs)), title="PER")
@@ -307,14 +315,15 @@ def pair_picture(
         begin = end
     left.plot(*place[-1], "o", color=COLORS["black"], ms=5)
     left.set(xscale="log", yscale="log", xlabel="f (upper level)", title=title)
-    left.set(ylabel="g (lower level)", xlim=(1e-3, 30), ylim=(1e-2, 60))
+    left.set(ylabel="g (lower level)", xlim=(2e-4, 30), ylim=(1e-6, 60))
     left.legend(loc="lower left", fontsize=8)
     names = list(bars)[::-1]
     colors = [COLORS["orange" if "BL-JUST" in name else "grey"] for name in names]
     right.barh(names, [bars[name] for name in names], color=colors)
     for k, name in enumerate(names):
         right.text(bars[name] + 0.3, k, f"{bars[name]:.1f}", va="center", fontsize=8)
-    right.set(xlim=(0, 30), xlabel="error of theta", title="Mean over 300 worlds")
+    worlds = f"Mean over {len(pair.truth)} worlds"
+    right.set(xlim=(0, 30), xlabel="squared error of theta", title=worlds)
     right.grid(False)
     return fig
 
@@ -323,7 +332,7 @@ def _parts(stages: Sequence[Stage]) -> list[tuple[str, int]]:
     """The phases of an arm with the step at which each ends."""
     found, total = [], 0
     for stage in stages:
-        alone = next((k for k, w in enumerate(stage.ctc) if w), stage.steps)
+        alone = getattr(stage.recipe, "turn", 0)
         if any(stage.ssl):
             found += [("exploration", total + alone)] if alone else []
             found += [("joint", total + stage.steps)] if alone < stage.steps else []

@@ -44,10 +44,11 @@ ARMS: dict[str, dict[str, Any]] = {
 K1, K2, REPTILE = list(ARMS)[2:]
 FEW = (MIXING, K1)  # arms of a second setting
 Chosen = Mapping[str, Mapping[str, float]]  # alpha and lr of each arm
-# Every arm with three outer rates; K = 1, on which most was tried, with a smaller alpha
-# too. Mixing takes no own steps: its alpha means nothing.
+# Every arm with four outer rates (three at first: all arms were best at the highest);
+# K = 1, on which most was tried, with a smaller alpha too. Mixing takes no own steps:
+# its alpha means nothing.
 GRID: list[tuple[str, dict[str, float]]] = [
-    (arm, {"alpha": 0.02, "lr": lr}) for arm in ARMS for lr in (1e-3, 2e-3, 4e-3)
+    (arm, {"alpha": 0.02, "lr": lr}) for arm in ARMS for lr in (1e-3, 2e-3, 4e-3, 8e-3)
 ] + [(K1, {"alpha": 0.01, "lr": 2e-3})]
 USUAL: Chosen = {arm: {"alpha": 0.02, "lr": 2e-3} for arm in ARMS}  # untuned
 KINDS: dict[str, dict[str, Any]] = {  # of speech, for the headroom

@@ -42,15 +42,21 @@ POINTS = 12  # of a training curve
 
 
 def compared(
-    setting: str, *, others: Sequence[str] = (), workers: int | None = None, **how: Any
+    setting: str,
+    *,
+    n: int = 12,
+    others: Sequence[str] = (),
+    workers: int | None = None,
+    **how: Any,
 ) -> dict[str, pd.DataFrame]:
     """Run the whole comparison, or read it from the cache, as the tables of `TABLES`.
 
-    setting: where every arm is tuned, then compared; others: settings in which the arms
-    of `lists.FEW` are compared as tuned in the first; workers: of `trials`; how: of
-    `lists.comparison`. Raises as that does.
+    setting: where every arm is tuned, then compared; n: labelled utterances of both
+    (the headroom has its own); others: settings in which the arms of `lists.FEW` are
+    compared as tuned in the first; workers: of `trials`; how: of `lists.comparison`.
+    Raises as that does.
     """
-    tuned = run(grid(setting), workers)
+    tuned, how = run(grid(setting, n=n), workers), how | {"n": n}
     chosen = best(tuned)
     few = {arm: chosen[arm] for arm in FEW}
     asked = {setting: comparison(setting, chosen=chosen, **how)}

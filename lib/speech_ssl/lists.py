@@ -82,7 +82,7 @@ SOURCES: dict[str, Source] = {
         moves="once, half way",
         gradient="-",
         line="nearest(h2, means(h2))",
-        paper="2106.07447",
+        paper="2212.09058",
     ),
     "dinosr": Source(
         name="DinoSR",
