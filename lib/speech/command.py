@@ -32,10 +32,14 @@ SHOWN = 5  # reasons that are printed
 
 
 def tell(text: str) -> None:
-    """One line on standard error, above a progress bar if there is one."""
+    """One line on standard error, above a progress bar if there is one.
+
+    Of several processes (torchrun) the first speaks.
+    """
     from tqdm import tqdm
 
-    tqdm.write(text, file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":
+        tqdm.write(text, file=sys.stderr)
 
 
 # -- what is asked --------------------------------------------------------------------
@@ -63,7 +67,10 @@ def parser() -> argparse.ArgumentParser:
     _option(train, "seed", 0, "of all draws")
     _option(train, "frames", 1000, "of a padded batch (40 ms each)")
     _option(train, "stack", None, "2: frames of 40 ms, 1: 20 ms; else chosen", int)
-    _option(train, "d", 128, "channels of a new encoder")
+    train.add_argument(  # --d alone would be torchrun's
+        *("--channels", "--d"), dest="d", type=int, default=128,
+        help="of a new encoder (default 128)",
+    )  # fmt: skip
     _option(train, "blocks", 3, "blocks of a new encoder")
     _option(train, "held-out", 0.1, "share not trained on, if no split is named test")
     _pretrain(some.add_parser("pretrain", parents=[train], help="learn from audio"))
@@ -164,12 +171,13 @@ def finetune(o: argparse.Namespace) -> None:
     else:
         corpus, watch = sound.held_out(corpus, o.held_out, o.seed)
     made = _running(recipes.recogniser, corpus, start, watch=watch, options=o)
-    if watch is not None:
+    if watch is not None and os.environ.get("RANK", "0") == "0":
         judge(made, watch)
 
 
 def _running(make: Callable, *what, watch, options: argparse.Namespace, **more):
     """Call a training with what both commands share, and say where its result is."""
+    from lib.kit.parallel import session
     from lib.speech.recipes import Run, checkpoint_of
 
     o, began, there = options, time.monotonic(), Path(options.out).exists()
@@ -178,7 +186,8 @@ def _running(make: Callable, *what, watch, options: argparse.Namespace, **more):
     named = ("steps", "frames", "seed", "device", "every")
     shared = {name: getattr(o, name) for name in named}
     how = Run(path=o.out, watch=watch, tell=tell, bar=True, **shared)
-    made = make(*what, how, sizes={"d": o.d, "blocks": o.blocks}, **more)
+    with session():
+        made = make(*what, how, sizes={"d": o.d, "blocks": o.blocks}, **more)
     if there:
         tell(f"{o.out} was finished before; delete it to train again.")
     else:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lib.kit import parallel
 from lib.kit.checkpoints import finite, resume, save
 from lib.kit.checks import choice, count, need
 from lib.speech.conformer import Conformer, valid_frames
@@ -102,8 +103,11 @@ def train(
     share, run once a step, its result replaces the batch; after: called with the number
     of steps done, such as an EMA update (its state must be buffers); seed: of all
     draws; path, every: the checkpoint and how often it is written; settings: what else
-    makes this run this run; bar: show progress, loss and time left. Returns lists, one
-    entry a step: "loss", "norm" of the gradient, and every loss, nan where skipped.
+    makes this run this run; bar: show progress, loss and time left. Inside
+    `parallel.session` each process has its own draws (and batches, where they ask for
+    `parallel.part(step)`), the gradient is the mean, and a checkpoint of the first
+    process serves all. Returns lists, one entry a step: "loss", "norm" of the gradient,
+    and every loss, nan where skipped.
     Raises ValueError for groups, names or a foreign checkpoint, FloatingPointError for
     a loss or gradient that is not finite.
     """
@@ -112,20 +116,25 @@ def train(
     optimiser = _optimiser(model, groups or {"all": (model, 1.0)}, recipe)
     history: dict[str, list[float]] = {n: [] for n in ("loss", "norm", *losses)}
     key = asdict(recipe) | {"seed": seed, "losses": list(losses)} | dict(settings or {})
+    if parallel.size() > 1:  # a run of its own, which one process cannot go on with
+        key["seed"] = f"{seed} with {parallel.size()} processes"
     first = resume(path, model, optimiser, key, history)
+    first = parallel.share(first, model, optimiser, history)
     training = model.training
     model.train()
     steps = _counted(first, recipe.steps, bar)
     for step in steps:
         batch = batches(step)
+        own = parallel.part(step)  # the step itself where one process trains
         if prepare:
-            with seeded(seed, step) as g:
+            with seeded(seed, own) as g:
                 batch = prepare(batch, g)
-        total, values = weighted(losses, batch, seed, step)
+        total, values = weighted(losses, batch, seed, step, own)
         for group in optimiser.param_groups:
             group["lr"] = recipe.rate(step) * group["scale"]
         optimiser.zero_grad()
         total.backward()
+        parallel.average(_parameters(optimiser))
         limit = recipe.clip or math.inf
         norm = float(nn.utils.clip_grad_norm_(_parameters(optimiser), limit))
         need(
@@ -136,6 +145,7 @@ def train(
         optimiser.step()
         if after:
             after(step + 1)
+        values = parallel.mean(values, total.device)
         for name, value in (values | {"norm": norm}).items():
             history[name].append(value)
         if bar:
@@ -147,11 +157,12 @@ def train(
 
 
 def weighted(
-    losses: Mapping[str, Loss], batch: Any, seed: int, step: int
+    losses: Mapping[str, Loss], batch: Any, seed: int, step: int, own: int | None = None
 ) -> tuple[Tensor, dict[str, float]]:
     """The sum of weight times loss, and the values: "loss" and every name.
 
-    Each loss draws from generators of (seed, step, its name), dropout included. One of
+    Each loss draws from generators of (seed, step, its name), dropout included; own: a
+    number instead of the step there, where several processes share a step. One of
     weight 0 is skipped (0 times nan is nan), its value nan. Raises ValueError where no
     loss is left or none reaches a parameter, FloatingPointError for one not finite.
     """
@@ -160,7 +171,7 @@ def weighted(
         weight = loss.weight_at(step)
         if weight == 0:
             continue
-        with seeded(seed, step, name) as g:
+        with seeded(seed, step if own is None else own, name) as g:
             value = loss.of(batch, g)
         values[name] = finite(value.item(), step)
         total = weight * value if total is None else total + weight * value

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from lib.codebooks import KMeans, ProjectionQuantizer, RandomProjection, usage
+from lib.kit import parallel
 from lib.kit.checks import choice, count, need
 from lib.speech.batches import Batch, Stream, in_order, padded
 from lib.speech.conformer import Conformer, Recogniser, without_dropout
@@ -126,10 +127,10 @@ class Run:
         return named | {"corpus": fingerprint(corpus)}
 
     def batches(self, corpus: Corpus) -> Callable[[int], Batch]:
-        """The batch of a step, on the device."""
+        """The batch of a step, of several processes each its own, on the device."""
         stream = Stream(corpus.lengths, self.frames, self.seed)
         place = str(device_of(self.device))
-        return lambda step: padded(corpus, stream.at(step), place)
+        return lambda step: padded(corpus, stream.at(parallel.part(step)), place)
 
     def options(self, key: dict[str, Any], look: Callable[[], str]) -> dict[str, Any]:
         """Arguments of `pretraining.train`; look: says how it stands."""
@@ -140,14 +141,15 @@ class Run:
             if self.tell and self.watch is not None and due:
                 self.tell(f"step {step}: {look()}")
 
-        path = None if self.path is None else checkpoint_of(self.path)
-        named = {name: getattr(self, name) for name in ("seed", "every", "bar")}
-        return named | {"path": path, "settings": key, "after": after}
+        first, named = parallel.first(), {"seed": self.seed, "every": self.every}
+        path = checkpoint_of(self.path) if self.path and first else None
+        named |= {"path": path, "settings": key, "bar": self.bar and first}
+        return named | {"after": after if first else None}
 
     def written(self, made: Trained) -> Trained:
         """The model on the CPU, saved if it has a path; its checkpoint is dropped."""
         made.to("cpu").model.eval()
-        if self.path is not None:
+        if self.path is not None and parallel.first():
             made.save(self.path)
             checkpoint_of(self.path).unlink(missing_ok=True)
         return made

@@ -1,0 +1,140 @@
+"""lib.kit.parallel: two processes are one run with the mean gradient, and resume."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from lib.kit import parallel
+from lib.kit.start import ROOT
+from lib.speech.pretraining import Loss, Recipe, train
+
+WORKER = """
+import sys
+import torch
+from torch import nn
+from lib.kit import parallel
+from lib.speech.pretraining import Loss, Recipe, train
+
+out, steps, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+torch.manual_seed(0)
+model = nn.Linear(3, 2)
+stop = {"at": int(sys.argv[4])}
+
+def loss(batch, g):
+    return (model(batch) - torch.randn(2, generator=g)).square().mean()
+
+def batches(step):
+    if step == stop["at"]:
+        raise SystemExit(7)
+    own = torch.Generator().manual_seed(parallel.part(step))
+    return torch.randn(4, 3, generator=own)
+
+with parallel.session():
+    keep = path if parallel.first() and path else None
+    done = train(model, {"one": Loss(loss)}, batches, Recipe(steps=steps, lr=0.1),
+                 seed=5, path=keep, every=1)
+    torch.save({"model": model.state_dict(), "history": done},
+               f"{out}.{parallel.rank()}")
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "worker.py"
+    path.write_text(WORKER)
+    return path
+
+
+def together(script, out, steps=4, path="", stop=-1, processes=2):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    words = [str(processes), str(script), str(out), str(steps), str(path), str(stop)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *launch, *words], env=environment, capture_output=True
+    )
+    return done.returncode
+
+
+def results(out, processes=2):
+    return [torch.load(f"{out}.{r}", weights_only=True) for r in range(processes)]
+
+
+def by_hand(steps=4, processes=2):
+    """The same run in one process: the mean loss over the processes' batches."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+
+    def batches(step):
+        numbers = range(step * processes, (step + 1) * processes)
+        made = [torch.Generator().manual_seed(k) for k in numbers]
+        return [torch.randn(4, 3, generator=g) for g in made], numbers
+
+    def loss(given, g):
+        from lib.speech.masking import seeded
+
+        parts = []
+        for batch, number in zip(*given):
+            with seeded(5, number, "one") as own:
+                target = torch.randn(2, generator=own)
+            parts.append((model(batch) - target).square().mean())
+        return sum(parts) / processes
+
+    done = train(
+        model, {"one": Loss(loss)}, batches, Recipe(steps=steps, lr=0.1), seed=5
+    )
+    return model.state_dict(), done
+
+
+def test_two_processes_are_one_run_with_the_mean_gradient(script, tmp_path):
+    assert together(script, tmp_path / "two") == 0
+    one, other = results(tmp_path / "two")
+    weights, history = by_hand()
+    for name, value in weights.items():
+        assert torch.equal(one["model"][name], other["model"][name])
+        assert torch.allclose(one["model"][name], value, atol=1e-6)
+    assert one["history"] == other["history"]
+    assert one["history"]["loss"] == pytest.approx(history["loss"], abs=1e-6)
+
+
+def test_a_run_of_two_goes_on_from_the_checkpoint_of_the_first(script, tmp_path):
+    path = tmp_path / "run.pt"
+    assert together(script, tmp_path / "broken", path=path, stop=2) != 0
+    assert path.exists()
+    assert together(script, tmp_path / "resumed", path=path) == 0
+    assert together(script, tmp_path / "whole") == 0
+    for resumed, whole in zip(
+        results(tmp_path / "resumed"), results(tmp_path / "whole")
+    ):
+        assert len(resumed["history"]["loss"]) == 4
+        for name, value in whole["model"].items():
+            assert torch.equal(resumed["model"][name], value)
+    # One process alone does not take over what two began.
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    with pytest.raises(ValueError, match="seed was 5 with 2 processes, is 5"):
+        train(
+            model,
+            {"one": Loss(lambda batch, g: model(batch).sum())},
+            lambda step: torch.zeros(1, 3),
+            Recipe(steps=4, lr=0.1),
+            seed=5,
+            path=str(path),
+        )
+
+
+def test_alone_nothing_changes(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with parallel.session():
+        assert (parallel.size(), parallel.rank(), parallel.first()) == (1, 0, True)
+        assert parallel.part(7) == 7
+        model = nn.Linear(2, 1)
+        model.weight.grad = torch.ones(1, 2)
+        parallel.average(model.parameters())
+        assert model.weight.grad.tolist() == [[1, 1]]
+        assert model.bias.grad is None
+        assert parallel.mean({"a": 1.5}) == {"a": 1.5}
+        assert parallel.share(3, model, None, {}) == 3
