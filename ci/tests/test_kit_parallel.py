@@ -42,11 +42,18 @@ with parallel.session():
 """
 
 
-@pytest.fixture
-def script(tmp_path):
-    path = tmp_path / "worker.py"
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    path = tmp_path_factory.mktemp("parallel") / "worker.py"
     path.write_text(WORKER)
     return path
+
+
+@pytest.fixture(scope="module")
+def whole(script):
+    """What both processes of an unbroken run end with."""
+    assert together(script, script.parent / "whole") == 0
+    return results(script.parent / "whole")
 
 
 def together(script, out, steps=4, path="", stop=-1, processes=2):
@@ -89,9 +96,8 @@ def by_hand(steps=4, processes=2):
     return model.state_dict(), done
 
 
-def test_two_processes_are_one_run_with_the_mean_gradient(script, tmp_path):
-    assert together(script, tmp_path / "two") == 0
-    one, other = results(tmp_path / "two")
+def test_two_processes_are_one_run_with_the_mean_gradient(whole):
+    one, other = whole
     weights, history = by_hand()
     for name, value in weights.items():
         assert torch.equal(one["model"][name], other["model"][name])
@@ -100,17 +106,14 @@ def test_two_processes_are_one_run_with_the_mean_gradient(script, tmp_path):
     assert one["history"]["loss"] == pytest.approx(history["loss"], abs=1e-6)
 
 
-def test_a_run_of_two_goes_on_from_the_checkpoint_of_the_first(script, tmp_path):
+def test_a_run_of_two_goes_on_from_the_first_checkpoint(script, whole, tmp_path):
     path = tmp_path / "run.pt"
     assert together(script, tmp_path / "broken", path=path, stop=2) != 0
     assert path.exists()
     assert together(script, tmp_path / "resumed", path=path) == 0
-    assert together(script, tmp_path / "whole") == 0
-    for resumed, whole in zip(
-        results(tmp_path / "resumed"), results(tmp_path / "whole")
-    ):
+    for resumed, end in zip(results(tmp_path / "resumed"), whole):
         assert len(resumed["history"]["loss"]) == 4
-        for name, value in whole["model"].items():
+        for name, value in end["model"].items():
             assert torch.equal(resumed["model"][name], value)
     # One process alone does not take over what two began.
     torch.manual_seed(0)
