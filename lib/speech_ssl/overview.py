@@ -59,10 +59,10 @@ def compare(
     arms; seeds; steps: of pre-training; equal: steps of BEST-RQ at BiRQ's cost, 0 for
     none; labelled: utterances on which all arms are compared; others: more such
     numbers, for the arms in `curve` alone; pairs: labelled subset and fine-tuning seed;
-    more_seeds: of MAIN and of the longer BEST-RQ, beyond `seeds`; corpus: "" for the
-    spoken one on the CPU, else a name for `large`; common, first, second: settings of
-    all trials, of pre-training, of fine-tuning. Returns tables as `tables` does. Raises
-    ValueError for settings, RuntimeError where a trial fails.
+    more_seeds: of MAIN, beyond `seeds`; corpus: "" for the spoken one on the CPU, else
+    a name for `large`; common, first, second: settings of all trials, of pre-training,
+    of fine-tuning. Returns tables as `tables` does. Raises ValueError for settings,
+    RuntimeError where a trial fails.
     """
     need(
         corpus == "" or corpus.partition(":")[0] in FORMS,
@@ -74,7 +74,7 @@ def compare(
     before, after = how | dict(first or {}), how | dict(second or {})
     asked = pretrainings(arms, seeds, steps, **before)
     if equal:
-        asked += pretrainings(["best_rq"], [*seeds, *more_seeds], equal, **before)
+        asked += pretrainings(["best_rq"], seeds, equal, **before)
     main = [arm for arm in MAIN if arm in arms]
     asked += pretrainings(main, more_seeds, steps, **before)
     done = trials(here.pretraining, asked, workers=many)
