@@ -1,0 +1,325 @@
+"""Which trials the recorded comparison runs: plain settings, made before it starts.
+
+`flatness` asks how long the plain sum must train, `tuning` gives every method the same
+number of settings on a seed of its own, judged on validation; `comparison`, `front`,
+`few_labels` and `conflicts` are what is shown. Each list has its most telling trials
+first. No trial imports this file, so lists may change freely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lib.kit.checks import choice
+from lib.kit.trials import Trial, trials
+from lib.objective_soup.study import conflict, costs, training
+
+Settings = dict[str, Any]
+
+SEEDS, FEW_SEEDS = (0, 1, 2, 3, 4), (0, 1, 2)
+TUNING_SEED = 9  # in no comparison
+STEPS, TUNING_STEPS, FEW_STEPS = 1000, 400, 500
+RATES = (3e-3, 6e-3)
+FOUR_RATES = (1.5e-3, 3e-3, 6e-3, 9e-3)
+GAMMAS = (0.003, 0.01)
+WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0)  # of ssl, the front of static weights
+FEW = {"labelled": 60}  # of 600 utterances in a language
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the tables: a method, its options, and what it takes from where.
+
+    method, options: of `training`; tuned: the arm whose tuning it takes, itself where
+    empty: controls have the rates of what they control; cost: CPU seconds of a step of
+    the plain sum, times this.
+    """
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    tuned: str = ""
+    cost: float = 1.0
+
+
+def _arm(method: str, tuned: str = "", cost: float = 1.0, **options: Any) -> Arm:
+    return Arm(method, options, tuned, cost)
+
+
+STATIC = {"inside": "uniform"}
+ARMS: dict[str, Arm] = {  # the most telling first
+    "sum": _arm("sum"),
+    "VM-UAS": _arm("VM", cost=1.25),
+    "VM-UAS static": _arm("VM", "VM-UAS", 1.05, **STATIC),
+    "VS": _arm("VS", cost=1.25),
+    "VM-USA": _arm("VM", "VM-UAS", 1.25, order="USA"),
+    "VC": _arm("VC", cost=1.25),
+    "two-stage": _arm("two-stage", cost=1.05),
+    "selected layers": _arm("selected", "VM-UAS", 1.4, chosen={"pairs": "asr x st"}),
+    "MGDA": _arm("balanced", cost=1.3, by="MGDA"),
+    "PCGrad": _arm("balanced", cost=1.3, by="PCGrad"),
+    "uncertainty": _arm("uncertainty"),
+    "VM-USA static": _arm("VM", "VM-UAS", 1.05, order="USA", **STATIC),
+    "two levels, no ssl": _arm("VM", "VM-UAS", 0.85, ssl=False),
+    "language-wise": _arm("languages", "VM-UAS", 1.25),
+    "frozen": _arm(
+        *("selected", "VM-UAS", 1.4),
+        chosen={"pairs": "asr x st", "elsewhere": "frozen"},
+    ),
+    "VC static": _arm("VC", "VC", 1.05, **STATIC),
+    "CAGrad": _arm("balanced", cost=1.3, by="CAGrad"),
+    "UPGrad": _arm("balanced", cost=1.3, by="UPGrad"),
+    "VM-UAS, halves": _arm("VM", "VM-UAS", 2.0, sample="halves"),
+}
+SINGLE = "single-task"
+EXTRA = ("CAGrad", "UPGrad", "VC static", "VM-UAS, halves")  # only if asked for
+CORE = tuple(ARMS)[:9]  # on all seeds before the others have more than three
+SCARCE = ("VM-UAS", "VM-UAS static", "two-stage", "VM-USA")  # with few labels
+# What each tuned arm chooses among: as many settings for all, learning rates times
+# a second knob, or four rates where there is none.
+KNOBS: dict[str, list[dict[str, Any]]] = {
+    "sum": [{"ssl": w} for w in (0.3, 1.0)],
+    "VM-UAS": [{"gamma": g} for g in GAMMAS],
+    "VS": [{"gamma": g} for g in GAMMAS],
+    "VC": [{"gamma": g} for g in GAMMAS],
+    "two-stage": [{"first": lr} for lr in (2e-3, 4e-3)],
+}
+# CPU seconds of a step of the plain sum, and of all else in a trial (imports, speech,
+# looks, judging), measured on two cores that two other trials kept busy.
+STEP, REST = 0.095, 10.0
+
+
+def tuned_arms() -> list[str]:
+    """The arms with a tuning of their own."""
+    return [n for n, arm in ARMS.items() if not arm.tuned and n not in EXTRA]
+
+
+def flatness(
+    seed: int = TUNING_SEED, steps: int = STEPS, **common: Any
+) -> list[Settings]:
+    """The plain sum, as long as the others and twice: is its curve flat?"""
+    return [one("sum", seed, steps=n * steps, **common) for n in (1, 2)]
+
+
+def one(
+    arm: str,
+    seed: int,
+    chosen: Mapping[str, Mapping[str, Any]] | None = None,
+    **common: Any,
+) -> Settings:
+    """The settings of one training.
+
+    arm: of ARMS; seed; chosen: of `best`, lr and options of every tuned arm; common:
+    what all trainings share (steps, labelled, languages ...). Raises ValueError for an
+    arm that does not exist.
+    """
+    choice("arm", arm, ARMS)
+    found, own = ARMS[arm], dict((chosen or {}).get(ARMS[arm].tuned or arm, {}))
+    options = {**own.pop("options", {}), **found.options}
+    if found.options.get("inside") == "uniform":
+        options.pop("gamma", None)  # a control without MoDo
+    settings = {"method": found.method, "seed": seed, **common, **own}
+    return settings | ({"options": options} if options else {})
+
+
+def tuning(
+    seed: int = TUNING_SEED, steps: int = TUNING_STEPS, **common: Any
+) -> dict[str, list[Settings]]:
+    """Four settings of every tuned arm, of a shorter training, by arm."""
+    found: dict[str, list[Settings]] = {}
+    for name in tuned_arms():
+        some = [
+            {"lr": lr, "options": knob} for lr in RATES for knob in KNOBS.get(name, [])
+        ] or [{"lr": lr} for lr in FOUR_RATES]
+        found[name] = [
+            one(name, seed, {name: chosen}, steps=steps, **common) for chosen in some
+        ]
+    return found
+
+
+def score(result: Mapping[str, Any]) -> float:
+    """What tuning minimises: validation CTC plus cross-entropy, means over languages.
+
+    Losses, because they are steadier than rates of 120 sentences.
+    """
+    mean = result["validation"]["mean"]
+    return mean["ctc"] + mean["ce"]
+
+
+def best(done: Mapping[str, Sequence[Trial]]) -> dict[str, Settings]:
+    """Of every arm the lr and options with the best validation in finished tuning."""
+    found = {}
+    for name, row in done.items():
+        top = min(row, key=lambda trial: score(trial.result)).settings
+        own = ARMS[name].options
+        options = {k: v for k, v in top.get("options", {}).items() if k not in own}
+        found[name] = {"lr": top["lr"]} | ({"options": options} if options else {})
+    return found
+
+
+def comparison(
+    chosen: Mapping[str, Settings],
+    seeds: Sequence[int] = SEEDS,
+    steps: int = STEPS,
+    arms: Sequence[str] | None = None,
+    **common: Any,
+) -> dict[str, list[Settings]]:
+    """Every arm on every seed, by arm.
+
+    chosen: of `best`; seeds; steps; arms: of ARMS, None for all but those of EXTRA;
+    common: as of `one`.
+    """
+    usual = [name for name in ARMS if name not in EXTRA]
+    return {
+        name: [one(name, seed, chosen, steps=steps, **common) for seed in seeds]
+        for name in (usual if arms is None else arms)
+    }
+
+
+def front(
+    chosen: Mapping[str, Settings],
+    seeds: Sequence[int] = SEEDS,
+    steps: int = STEPS,
+    weights: Sequence[float] = WEIGHTS,
+    **common: Any,
+) -> dict[float, list[Settings]]:
+    """The sum with every weight of ssl, at the tuned lr of the sum, by weight."""
+    lr = {"lr": chosen["sum"]["lr"]} if "sum" in chosen else {}
+    return {
+        w: [
+            one("sum", s, {"sum": lr | {"options": {"ssl": w}}}, steps=steps, **common)
+            for s in seeds
+        ]
+        for w in weights
+    }
+
+
+def singles(
+    chosen: Mapping[str, Settings],
+    tasks: Sequence[str] = ("asr_de", "st_de", "asr_fr", "st_fr", "asr_en"),
+    seeds: Sequence[int] = SEEDS,
+    steps: int = STEPS,
+    **common: Any,
+) -> dict[str, list[Settings]]:
+    """Each supervised objective alone, at the tuned lr of the sum, by objective."""
+    lr = {"lr": chosen["sum"]["lr"]} if "sum" in chosen else {}
+    return {
+        task: [
+            {
+                "method": "single",
+                "seed": seed,
+                "steps": steps,
+                "options": {"task": task},
+            }
+            | common
+            | lr
+            for seed in seeds
+        ]
+        for task in tasks
+    }
+
+
+def few_labels(
+    chosen: Mapping[str, Settings],
+    seeds: Sequence[int] = FEW_SEEDS,
+    steps: int = FEW_STEPS,
+    weights: Sequence[float] = (0.0, 1.0, 3.0),
+    **common: Any,
+) -> dict[str, list[Settings]]:
+    """60 labelled utterances a language of 600 heard ones: fewer arms, by name.
+
+    The sum stands there with every weight of `weights`, as "sum, ssl 3".
+    """
+    common = FEW | common
+    sweep = front(chosen, seeds, steps, weights, **common)
+    return {f"sum, ssl {w:g}": row for w, row in sweep.items()} | comparison(
+        chosen, seeds, steps, SCARCE, **common
+    )
+
+
+def conflicts(
+    seeds: Sequence[int] = FEW_SEEDS, steps: int = 400, **common: Any
+) -> dict[int, list[Settings]]:
+    """Conflict along the training of the sum with ssl weight 0.1, by d = 16 and 48."""
+    marks = [0, steps // 8, steps // 2, steps]
+    return {
+        d: [
+            {"seed": s, "steps": steps, "marks": marks, "model": {"d": d}, **common}
+            | {"options": {"ssl": 0.1}}
+            for s in seeds
+        ]
+        for d in (16, 48)
+    }
+
+
+def seconds(settings: Settings) -> float:
+    """The CPU seconds that a training is expected to take, from STEP and REST."""
+    given = settings.get("options", {})
+    fitting = [
+        arm
+        for arm in ARMS.values()
+        if arm.method == settings["method"]
+        and dict(arm.options).items() <= given.items()
+    ]
+    arm = max(fitting, key=lambda a: len(a.options), default=Arm(settings["method"]))
+    cost = {"single": 0.25}.get(settings["method"], arm.cost)
+    if given.get("ssl") == 0 and settings["method"] == "sum":
+        cost = 0.65  # no audio batch
+    return REST + cost * STEP * settings.get("steps", STEPS)
+
+
+def in_turn(lists: Mapping[Any, Sequence[Settings]]) -> list[Settings]:
+    """The settings of named lists seed by seed, so that all grow together."""
+    longest = max((len(row) for row in lists.values()), default=0)
+    return [row[k] for k in range(longest) for row in lists.values() if k < len(row)]
+
+
+def run(
+    lists: Mapping[Any, Sequence[Settings]],
+    function=training,
+    workers: int | None = None,
+    bar: bool = True,
+) -> dict[Any, list[Trial]]:
+    """Run named lists of settings, seed by seed; the finished trials under their names.
+
+    function: `training`, `conflict` or `costs`; workers, bar: of `trials`. Raises
+    RuntimeError where a trial fails.
+    """
+    asked = in_turn(lists)
+    done = trials(function, asked, workers=workers, bar=bar)
+    found = {repr(sorted(t.settings.items(), key=str)): t for t in done}
+    return {
+        name: [found[repr(sorted(s.items(), key=str))] for s in row]
+        for name, row in lists.items()
+    }
+
+
+def everything(
+    seeds: Sequence[int] = SEEDS,
+    workers: int | None = None,
+    bar: bool = True,
+    **common: Any,
+) -> dict[str, dict[Any, list[Trial]]]:
+    """The whole recorded comparison, in the order of what it tells.
+
+    The arms of CORE run on all seeds, then the others, the front and the single tasks
+    on three, and last these on the rest: the comparison may be stopped before that.
+    Returns {"flatness", "tuning", "conflict", "comparison", "front", "few labels",
+    "single", "costs"}: of each named lists of finished trials.
+    """
+    how, few = {"workers": workers, "bar": bar}, seeds[:3]
+    done = {"flatness": run({"sum": flatness(**common)}, **how)}
+    done["tuning"] = run(tuning(**common), **how)
+    chosen = best(done["tuning"])
+    run(comparison(chosen, seeds, arms=CORE, **common), **how)
+    done["conflict"] = run(conflicts(few, **common), conflict, **how)
+    run(comparison(chosen, few, **common), **how)
+    run(front(chosen, few, **common), **how)
+    done["few labels"] = run(few_labels(chosen, few, **common), **how)
+    run(singles(chosen, seeds=few, **common), **how)
+    done["costs"] = run({"costs": [dict(common)]}, costs, **how)
+    done["comparison"] = run(comparison(chosen, seeds, **common), **how)
+    done["front"] = run(front(chosen, seeds, **common), **how)
+    done["single"] = run(singles(chosen, seeds=seeds, **common), **how)
+    return done
