@@ -261,7 +261,6 @@ def test_the_comparison_asks_for_the_trials_of_the_spoken_corpus(monkeypatch):
         ("birq", 0, 600),
         ("dinosr", 0, 600),
         ("best_rq", 0, 1040),
-        ("best_rq", 3, 1040),
         ("birq", 3, 600),
     ]
     assert [s["source"] for s in after if s["n"] == 2] == ["", "birq-0-600"]
