@@ -358,11 +358,6 @@ def ctc(model: Soup, language: str, seen: Encoded, speech: Any) -> Tensor:
     return recognition_loss([log_probs], seen.lengths, said)
 
 
-def shared(layers: dict[str, Sequence[Tensor]]) -> list[Tensor]:
-    """The parameters of all layers in one list."""
-    return [p for group in layers.values() for p in group]
-
-
 # -- files ----------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lib.kit.checks import need
+from lib.kit.claims import interval as bounds
 from lib.kit.trials import Trial
 
 if TYPE_CHECKING:
@@ -67,13 +68,11 @@ def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, 
 
     The half-width is nan for a single seed.
     """
-    from scipy.stats import t
-
-    n = len(differences)
-    if n < 2:
-        return float(np.mean(differences)), float("nan")
-    wide = t.ppf((1 + level) / 2, n - 1) * np.std(differences, ddof=1) / np.sqrt(n)
-    return float(np.mean(differences)), float(wide)
+    mean = float(np.mean(differences))
+    if len(differences) < 2:
+        return mean, float("nan")
+    low, high = bounds(differences, level)
+    return mean, (high - low) / 2
 
 
 def differences(

@@ -32,14 +32,16 @@ SHOWN = 5  # reasons that are printed
 
 
 def tell(text: str) -> None:
-    """One line on standard error, above a progress bar if there is one.
-
-    Of several processes (torchrun) the first speaks.
-    """
+    """One line on standard error, above a progress bar if there is one."""
     from tqdm import tqdm
 
-    if os.environ.get("RANK", "0") == "0":
+    if speaks():
         tqdm.write(text, file=sys.stderr)
+
+
+def speaks() -> bool:
+    """Whether this process tells: of several that torchrun started, the first."""
+    return os.environ.get("RANK", "0") == "0"  # torch is not needed to know
 
 
 # -- what is asked --------------------------------------------------------------------
@@ -171,7 +173,7 @@ def finetune(o: argparse.Namespace) -> None:
     else:
         corpus, watch = sound.held_out(corpus, o.held_out, o.seed)
     made = _running(recipes.recogniser, corpus, start, watch=watch, options=o)
-    if watch is not None and os.environ.get("RANK", "0") == "0":
+    if watch is not None and speaks():
         judge(made, watch)
 
 
