@@ -151,6 +151,31 @@ def test_weights_reach_every_layer_and_heads_stay_plain(net, batches, name):
         same(found, plain, tops)
 
 
+@pytest.mark.parametrize("elsewhere", ["weighted", "uniform", "frozen"])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_starting_below_the_layers_looked_at_changes_nothing(
+    net, batches, samples, elsewhere
+):
+    layers, heads = mo.layers_of(net.body), list(net.heads.parameters())
+    found, below = [], []
+    for x in batches[:samples]:
+        kept = torch.tanh(net.body[1](torch.tanh(net.body[0](x))))
+        z = torch.tanh(net.body[2](kept))
+        wanted = [x.sum(1), -x[:, 0], x[:, 1] * 3]
+        found.append(
+            [(h(z)[:, 0] - y).square().mean() for h, y in zip(net.heads, wanted)]
+        )
+        below.append([kept, kept * 2])  # the second is read by no loss
+    how = {"look": ["2"], "elsewhere": elsewhere}
+    v, _ = mo.aggregate(found, layers, mo.upgrad, heads, **how)
+    want = grads(net)
+    net.zero_grad()
+    w, _ = mo.aggregate(found, layers, mo.upgrad, heads, **how, below=below)
+    torch.testing.assert_close(w, v)
+    same(grads(net), want, want)
+    assert (want["body.0.weight"] is None) == (elsewhere == "frozen")
+
+
 def test_o18_shuffled_objectives_give_the_same_update(net, batches):
     losses = net.losses(batches[0])
     layers, heads = mo.layers_of(net.body), list(net.heads.parameters())

@@ -28,6 +28,7 @@ from lib.objective_soup import (
     measuring,
     overview,
     plain_sum,
+    recipe_of,
     selected,
     shipped_world,
     study,
@@ -604,3 +605,28 @@ def test_the_balance_of_a_model_holds_what_a_step_needs(world):
     assert balance.last.shape == (len(world.objectives), P)
     still = Balance(vm(world.objectives, inside="uniform"), model.layers(), 9)
     assert still.last.numel() == 0
+
+
+@pytest.mark.parametrize("method", ["VS", "balanced"])
+@pytest.mark.parametrize("elsewhere", ["weighted", "uniform"])
+def test_the_pass_below_the_chosen_layers_gives_the_same_gradients(
+    world, method, elsewhere
+):
+    """From the states that the chosen layers read, or once more from the losses."""
+    names, feed = world.objectives, Feed(world, 4, 0)
+    chosen = {"every": 99, "elsewhere": elsewhere}
+    own = {"inside": "CAGrad"} if method == "balanced" else {"sample": "lagged"}
+    recipe = recipe_of("VS", names, **own, selection=Selection(**chosen))
+    found = []
+    for states in (True, False):
+        model = Soup(world, SIZES)
+        balance = Balance(recipe, model.layers(), 9)
+        balance.chosen[0] = False
+        for step in (1, 2):
+            parts = losses(model, feed.at(step, names), names, 0, step)
+            assert balance.below([parts]) is not None
+            w = balance.update([parts if states else dict(parts)], model.heads(), step)
+        found.append([w, *(p.grad for p in model.parameters())])
+    assert Balance(recipe, model.layers("module"), 9).below([parts]) is None
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

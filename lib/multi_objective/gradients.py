@@ -7,6 +7,7 @@ one objective each and get the plain gradient of the sum of losses.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,19 @@ from lib.multi_objective.grams import gram
 
 Layers = Mapping[str, Sequence[Tensor]]
 ELSEWHERE = ("weighted", "uniform", "frozen")
+
+
+class Passes(NamedTuple):
+    """What one backward pass a loss finds.
+
+    J: {layer: (M, P of the layer)}; tops: the sum of the losses' gradients for every
+    head; pulls: of every loss, its gradients with respect to some activations, None
+    where it does not depend on one.
+    """
+
+    J: dict[str, Tensor]
+    tops: list[Tensor]
+    pulls: list[list[Tensor | None]]
 
 
 def layers_of(module: nn.Module, depth: int | None = 1) -> dict[str, list[Tensor]]:
@@ -57,7 +71,7 @@ def jacobians(losses: Sequence[Tensor], layers: Layers) -> dict[str, Tensor]:
     losses: M scalars, graphs are kept; layers: named groups of tensors. M backward
     passes, each row written into its place. Raises ValueError as `rows`.
     """
-    return _passes(losses, layers, [])[0]
+    return passes(losses, layers).J
 
 
 def layer_grams(
@@ -97,6 +111,7 @@ def aggregate(
     heads: Sequence[Tensor] = (),
     look: Sequence[str] | None = None,
     elsewhere: str = "weighted",
+    below: Sequence[Sequence[Tensor]] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weights from the gradients of some layers, an update of all; fills every .grad.
 
@@ -105,25 +120,105 @@ def aggregate(
     weigh: (M, M) -> (M,), such as `lambda G: M * mgda(G)`, where ones are the plain
     sum; heads: parameters that get the sum's gradient; look: names of the layers whose
     gradients are compared, None for all; elsewhere: the other layers get the "weighted"
-    sum, a "uniform" one with the same total, or are "frozen" (.grad is None).
+    sum, a "uniform" one with the same total, or are "frozen" (.grad is None); below:
+    of every sample, the activations through which alone the losses depend on all other
+    layers: the last pass then starts there and not at the losses.
     Returns the weights and {name: Gram matrix} of the layers looked at. M backward
     passes as far down as `look` reaches, then one for the rest. Raises ValueError for
     words, samples and losses. Source: 2508.09228 (second-hand); the form is ours.
     """
     look, heads = _looked_at(samples, layers, look, elsewhere), list(heads)
     seen = {name: layers[name] for name in look}
-    found = [_passes(losses, seen, heads) for losses in samples]
-    (first, tops), (last, others) = found[0], found[-1]
-    grams = {name: gram(first[name], last[name]) for name in look}
+    starts = below or [()] * len(samples)
+    found = [passes(x, seen, heads, start) for x, start in zip(samples, starts)]
+    first, last = found[0], found[-1]
+    grams = {name: gram(first.J[name], last.J[name]) for name in look}
     w = weigh(sum(grams.values())).detach()
     for name, group in seen.items():
-        J = first[name] if len(found) == 1 else (first[name] + last[name]) / 2
-        assign(group, _cut(w.to(J) @ J, group))
-    assign(heads, [(p + q) / 2 for p, q in zip(tops, others)])
-    _assign_rest(
-        samples, [p for n in layers if n not in seen for p in layers[n]], w, elsewhere
-    )
+        J = first.J[name] if len(found) == 1 else (first.J[name] + last.J[name]) / 2
+        assign(group, cut(w.to(J) @ J, group))
+    assign(heads, [(p + q) / 2 for p, q in zip(first.tops, last.tops)])
+    rest = [p for n in layers if n not in seen for p in layers[n]]
+    if below is None:
+        assign_rest(rest, w, elsewhere, samples)
+    else:
+        assign_below(rest, w, elsewhere, below, [f.pulls for f in found])
     return w, grams
+
+
+def passes(
+    losses: Sequence[Tensor],
+    layers: Layers,
+    heads: Sequence[Tensor] = (),
+    below: Sequence[Tensor] = (),
+) -> Passes:
+    """One backward pass a loss: J of every layer, the heads' sums, pulls on `below`.
+
+    losses: M scalars, graphs are kept; layers: named groups of tensors; heads: tensors;
+    below: activations. A loss's row is copied into J at once, so that no more than J
+    and one gradient are held. Raises ValueError as `rows`.
+    """
+    _check_losses(losses)
+    inputs = [*_all(layers), *heads, *below]
+    blocks = {
+        name: group[0].new_empty(len(losses), sum(p.numel() for p in group))
+        for name, group in layers.items()
+    }
+    tops, pulls = [torch.zeros_like(p) for p in heads], []
+    for i, loss in enumerate(losses):
+        found = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
+        pulls.append(list(found[len(inputs) - len(below) :]))
+        slopes = iter(filled(found[: len(inputs) - len(below)], inputs))
+        for name, group in layers.items():
+            blocks[name][i] = torch.cat([next(slopes).reshape(-1) for _ in group])
+        for top in tops:
+            top += next(slopes)
+    return Passes(blocks, tops, pulls)
+
+
+def assign_rest(
+    rest: Sequence[Tensor],
+    w: Tensor,
+    elsewhere: str,
+    samples: Sequence[Sequence[Tensor]],
+) -> None:
+    """The gradients of layers that were not looked at: one more backward pass.
+
+    rest: their parameters; w: (M,) weights; elsewhere: as in `aggregate`; samples: one
+    list of M losses, or more, whose mean counts.
+    """
+    if not rest or elsewhere == "frozen":
+        return assign(rest, [None] * len(rest))
+    spread = _spread(w, elsewhere)
+    total = sum(spread @ torch.stack(list(losses)).to(w) for losses in samples)
+    assign(rest, _gradient(total / len(samples), rest))
+
+
+def assign_below(
+    rest: Sequence[Tensor],
+    w: Tensor,
+    elsewhere: str,
+    below: Sequence[Sequence[Tensor]],
+    pulls: Sequence[Sequence[Sequence[Tensor | None]]],
+) -> None:
+    """The same as `assign_rest` from where the passes of all losses have stopped.
+
+    below, pulls: of every sample, the activations and what `passes` found there.
+    """
+    if not rest or elsewhere == "frozen":
+        return assign(rest, [None] * len(rest))
+    share = (_spread(w, elsewhere) / len(below)).tolist()
+    ends, starts = [], []
+    for activations, found in zip(below, pulls):
+        for j, activation in enumerate(activations):
+            parts = [c * row[j] for c, row in zip(share, found) if row[j] is not None]
+            if parts:
+                ends.append(activation)
+                starts.append(sum(parts))
+    slopes = torch.autograd.grad(
+        ends, rest, starts, retain_graph=True, allow_unused=True
+    )
+    assign(rest, filled(slopes, rest))
 
 
 def aggregate_features(
@@ -143,28 +238,34 @@ def aggregate_features(
     Source: 1810.04650, MGDA-UB.
     """
     features, shared = list(features), _all(layers)
-    J, tops = _passes(losses, {"features": features}, list(heads))
+    J, tops, _ = passes(losses, {"features": features}, list(heads))
     G = gram(J["features"])
     w = weigh(G).detach()
-    pull = _cut(w.to(J["features"]) @ J["features"], features)
+    pull = cut(w.to(J["features"]) @ J["features"], features)
     slopes = torch.autograd.grad(features, shared, pull, allow_unused=True)
-    assign(shared, _zeros(slopes, shared))
+    assign(shared, filled(slopes, shared))
     assign(list(heads), tops)
     return w, G
+
+
+def filled(slopes: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients with zeros where there is none, in the shapes of some tensors."""
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(slopes, like)]
+
+
+def cut(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """A vector in pieces of the shapes of some tensors."""
+    parts = vector.split([p.numel() for p in like])
+    return [part.view_as(p) for part, p in zip(parts, like)]
 
 
 def _all(layers: Layers) -> list[Tensor]:
     return [p for group in layers.values() for p in group]
 
 
-def _zeros(slopes: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.zeros_like(p) if g is None else g for g, p in zip(slopes, inputs)]
-
-
-def _cut(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """A vector in pieces of the shapes of some tensors."""
-    parts = vector.split([p.numel() for p in like])
-    return [part.view_as(p) for part, p in zip(parts, like)]
+def _spread(w: Tensor, elsewhere: str) -> Tensor:
+    """The weights of layers that were not looked at."""
+    return torch.full_like(w, w.mean()) if elsewhere == "uniform" else w
 
 
 def _check_losses(losses: Sequence[Tensor]) -> None:
@@ -182,45 +283,7 @@ def _check_losses(losses: Sequence[Tensor]) -> None:
 
 def _gradient(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     slopes = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
-    return _zeros(slopes, inputs)
-
-
-def _passes(
-    losses: Sequence[Tensor], layers: Layers, heads: list[Tensor]
-) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """J of every layer, and the sum of the losses' gradients for the heads.
-
-    One backward pass a loss; its row is copied into J at once, so that no more than J
-    and one gradient are held.
-    """
-    _check_losses(losses)
-    inputs = _all(layers) + heads
-    blocks = {
-        name: group[0].new_empty(len(losses), sum(p.numel() for p in group))
-        for name, group in layers.items()
-    }
-    tops = [torch.zeros_like(p) for p in heads]
-    for i, loss in enumerate(losses):
-        slopes = iter(_gradient(loss, inputs))
-        for name, group in layers.items():
-            parts = [next(slopes).reshape(-1) for _ in group]
-            blocks[name][i] = torch.cat(parts)
-        for top in tops:
-            top += next(slopes)
-    return blocks, tops
-
-
-def _assign_rest(
-    samples: Sequence[Sequence[Tensor]], rest: list[Tensor], w: Tensor, elsewhere: str
-) -> None:
-    """The gradients of the layers that were not looked at: one backward pass."""
-    if not rest:
-        return
-    if elsewhere == "frozen":
-        return assign(rest, [None] * len(rest))
-    spread = torch.full_like(w, w.mean()) if elsewhere == "uniform" else w
-    total = sum(spread @ torch.stack(list(losses)).to(w) for losses in samples)
-    assign(rest, _gradient(total / len(samples), rest))
+    return filled(slopes, inputs)
 
 
 def _looked_at(

@@ -28,8 +28,12 @@ from lib.multi_objective.conflict import (
 from lib.multi_objective.gradients import (
     aggregate,
     assign,
-    jacobians,
+    assign_below,
+    assign_rest,
+    cut,
+    filled,
     layer_grams,
+    passes,
 )
 from lib.multi_objective.stochastic import modo
 from lib.objective_soup.recipes import MODO, UNCERTAINTY, Recipe
@@ -38,7 +42,6 @@ from lib.speech.masking import generator
 Layers = Mapping[str, Sequence[Tensor]]
 Heads = Mapping[str, Sequence[Tensor]]
 Losses = Mapping[str, Tensor]
-HEADS = "heads"  # a name beside those of layers
 
 
 def pairs_between(names: Sequence[str], pairs: str) -> Tensor:
@@ -68,20 +71,16 @@ def weighted(
     inputs = shared + [p for i in live for p in heads[i]]
     need(bool(live), "All weights are 0; give one objective a weight.")
     slopes = torch.autograd.grad(total, inputs, retain_graph=True, allow_unused=True)
-    assign(shared, _filled(slopes, shared))
+    assign(shared, filled(slopes, shared))
     rest = iter(slopes[len(shared) :])
     for i, own in enumerate(heads):
         if i in live:
-            found = [g / w[i] for g in _filled([next(rest) for _ in own], own)]
+            found = [g / w[i] for g in filled([next(rest) for _ in own], own)]
         else:
             found = torch.autograd.grad(
                 losses[i], own, retain_graph=True, allow_unused=True
             )
-        assign(own, _filled(found, own))
-
-
-def _filled(slopes: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.zeros_like(p) if g is None else g for g, p in zip(slopes, like)]
+        assign(own, filled(found, own))
 
 
 class Balance(nn.Module):
@@ -204,6 +203,20 @@ class Balance(nn.Module):
         """The names of the layers whose gradients are compared."""
         return [n for n, chosen in zip(self.shared, self.chosen.tolist()) if chosen]
 
+    def below(self, samples: Sequence[Losses]) -> list[list[Tensor]] | None:
+        """What the lowest chosen layer reads, where all layers above are chosen too.
+
+        samples: as of `update`; of `model.losses` they hold the encoder's states, one
+        list a pass with one more state than blocks. Else None.
+        """
+        chosen = self.chosen.tolist()
+        low = chosen.count(False)
+        states = [getattr(losses, "states", None) for losses in samples]
+        known = all(s and len(s[0]) == len(chosen) for s in states)
+        if low == 0 or any(chosen[:low]) or not known:
+            return None
+        return [[hidden[low - 1] for hidden in passed] for passed in states]
+
     # -- the step ---------------------------------------------------------------------
 
     def update(
@@ -233,10 +246,10 @@ class Balance(nn.Module):
             w = self.known(lists[0], step)
             weighted(lists[0], w, [p for g in self.shared.values() for p in g], tops)
             return w
-        flat = [p for top in tops for p in top]
+        flat, below = [p for top in tops for p in top], self.below(samples)
         if self.lagged:
-            return self.with_the_last(lists[0], flat, step)
-        return self.compared(lists, flat, step)
+            return self.with_the_last(lists[0], flat, step, below)
+        return self.compared(lists, flat, step, below)
 
     def ordered(self, losses: Losses, step: int) -> list[Tensor]:
         """The losses in the order of rows; all must be there and finite."""
@@ -268,7 +281,11 @@ class Balance(nn.Module):
         return w
 
     def compared(
-        self, lists: Sequence[Sequence[Tensor]], heads: list[Tensor], step: int
+        self,
+        lists: Sequence[Sequence[Tensor]],
+        heads: list[Tensor],
+        step: int,
+        below: Sequence[Sequence[Tensor]] | None,
     ) -> Tensor:
         """Weights from this step's gradients, of one batch or of two halves."""
         values = torch.stack(list(lists[0])).detach()
@@ -281,9 +298,8 @@ class Balance(nn.Module):
                 self.ruled(G, s, step)
             return self.weights(step) * s
 
-        elsewhere = self.elsewhere
-        w, _ = aggregate(lists, self.shared, weigh, heads, self.look(), elsewhere)
-        return w
+        how = {"look": self.look(), "elsewhere": self.elsewhere, "below": below}
+        return aggregate(lists, self.shared, weigh, heads, **how)[0]
 
     @property
     def elsewhere(self) -> str:
@@ -292,7 +308,11 @@ class Balance(nn.Module):
         return chosen.elsewhere if chosen else "weighted"
 
     def with_the_last(
-        self, losses: Sequence[Tensor], heads: list[Tensor], step: int
+        self,
+        losses: Sequence[Tensor],
+        heads: list[Tensor],
+        step: int,
+        below: Sequence[Sequence[Tensor]] | None,
     ) -> Tensor:
         """MoDo against the last step's gradients, whose batch was another one.
 
@@ -302,32 +322,23 @@ class Balance(nn.Module):
         """
         look = self.look()
         seen = {name: self.shared[name] for name in look}
-        J = jacobians(losses, seen | ({HEADS: heads} if heads else {}))
-        G = sum(J[name] @ J[name].T for name in look)
+        starts = () if below is None else below[0]
+        J, tops, pulls = passes(losses, seen, heads, starts)
+        G = sum(part @ part.T for part in J.values())
         s = self.scale(self.named(G, step), torch.stack(list(losses)).detach())
         w = self.weights(step) * s
         for name, group in seen.items():
-            assign(group, _cut(w @ J[name], group))
-        if heads:
-            assign(heads, _cut(J[HEADS].sum(0), heads))
-        self.others(losses, w, look)
+            assign(group, cut(w @ J[name], group))
+        assign(heads, tops)
+        rest = [p for n, g in self.shared.items() if n not in seen for p in g]
+        if below is None:
+            assign_rest(rest, w, self.elsewhere, [losses])
+        else:
+            assign_below(rest, w, self.elsewhere, below, [pulls])
         before = self.swapped(J)
         if before is not None:
             self.moved(before, s)
         return w
-
-    def others(self, losses: Sequence[Tensor], w: Tensor, look: list[str]) -> None:
-        """The gradient of the layers that were not looked at: one backward pass."""
-        rest = [p for n, g in self.shared.items() if n not in look for p in g]
-        if not rest:
-            return
-        if self.elsewhere == "frozen":
-            return assign(rest, [None] * len(rest))
-        spread = torch.full_like(w, w.mean()) if self.elsewhere == "uniform" else w
-        slopes = torch.autograd.grad(
-            spread @ torch.stack(list(losses)), rest, allow_unused=True
-        )
-        assign(rest, _filled(slopes, rest))
 
     def swapped(self, J: Mapping[str, Tensor]) -> Tensor | None:
         """J_k J_(k-1)' over the layers in both; J_k takes its place. None at first."""
@@ -342,9 +353,3 @@ class Balance(nn.Module):
                 self.last[:, place] = J[name]
             self.kept[i] = name in J
         return found
-
-
-def _cut(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """A vector in pieces of the shapes of some tensors."""
-    parts = vector.split([p.numel() for p in like])
-    return [part.view_as(p) for part, p in zip(parts, like)]

@@ -11,7 +11,8 @@ Sources: 2508.09228 (the objectives; body second-hand), 2202.01855 (BEST-RQ),
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +71,12 @@ class Symbols(NamedTuple):
     words: Mapping[str, Vocabulary]
     english: Vocabulary
     translated: tuple[str, ...]
+
+
+class Losses(dict[str, Tensor]):
+    """Losses by objective, with the states of all layers of every encoder pass."""
+
+    states: list[list[Tensor]]
 
 
 class Encoded(NamedTuple):
@@ -310,13 +317,13 @@ class Soup(nn.Module):
 
 def losses(
     model: Soup, batches: Batches, names: Iterable[str], *seed: int | str
-) -> dict[str, Tensor]:
+) -> Losses:
     """The loss of every objective: CTC and cross-entropy a word, a masked frame's code.
 
     batches: of `Feed`; names: of the objectives; seed: numbers and words that all draws
     follow from, with the batch's name. A language's batch goes through the encoder
-    once. Returns scalars in the order of names. Raises ValueError for a name whose
-    batch or head is not there.
+    once. Returns scalars in the order of names, and the encoder's states. Raises
+    ValueError for a name whose batch or head is not there.
     """
     names, found = list(names), {}
     known = model.heads()
@@ -326,13 +333,27 @@ def losses(
             (name.partition("_")[2] or name) in batches,
             f"There is no batch for {name}.",
         )
-    for key, batch in batches.items():
-        with seeded(*seed, key) as g:
-            if key == "ssl" and key in names:
-                found[key] = model.ssl.loss(model.encoder, batch, g)
-            elif key != "ssl" and {f"asr_{key}", f"st_{key}"} & set(names):
-                found |= written_down(model, key, batch, names)
-    return {name: found[name] for name in names}
+    with passed(model.encoder) as states:
+        for key, batch in batches.items():
+            with seeded(*seed, key) as g:
+                if key == "ssl" and key in names:
+                    found[key] = model.ssl.loss(model.encoder, batch, g)
+                elif key != "ssl" and {f"asr_{key}", f"st_{key}"} & set(names):
+                    found |= written_down(model, key, batch, names)
+    own = Losses((name, found[name]) for name in names)
+    own.states = states
+    return own
+
+
+@contextmanager
+def passed(encoder: Conformer) -> Iterator[list[list[Tensor]]]:
+    """Inside `with`, the list it yields grows by the states of every encoder pass."""
+    states: list[list[Tensor]] = []
+    handle = encoder.register_forward_hook(lambda _, __, out: states.append(out))
+    try:
+        yield states
+    finally:
+        handle.remove()
 
 
 def written_down(
