@@ -5,6 +5,7 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -494,7 +495,7 @@ def test_real_corpora_by_their_names(cache, recorded, judge):
 
 def test_every_setting_of_the_lists_is_one_that_trials_take(world):
     tuning = lists.tuning()
-    assert {len(row) for row in tuning.values()} == {4}  # equal tuning for all
+    assert {len(row) for row in tuning.values()} == {3}  # equal tuning for all
     chosen = {
         name: {"lr": 3e-3, "options": row[0].get("options", {})}
         for name, row in tuning.items()
@@ -564,38 +565,110 @@ def test_the_whole_comparison_asks_for_what_its_parts_name(monkeypatch):
         },
     )
     done = lists.everything(speech="shipped")
-    assert {len(row) for row in done["comparison"].values()} == {5}
-    assert not set(done["comparison"]) & set(lists.EXTRA)
+    assert set(done) == {"tuning", *lists.PARTS}
+    sizes = {name: len(row) for name, row in done["comparison"].items()}
+    assert {sizes[name] for name in lists.CORE} == {5}
+    assert {sizes[name] for name in lists.OTHERS} == {3}
+    assert not set(sizes) & set(lists.EXTRA)
     assert set(done["front"]) == set(lists.WEIGHTS)
     assert len(done["conflict"][16]) == 3
     assert all('"speech": "shipped"' in settings for _, settings in asked)
-    core = [json.loads(s) for name, s in asked if name == "training"]
-    longest = max(map(lists.seconds, core))
-    assert longest == lists.REST + lists.STEP * 2000  # of the plain sum, twice as long
+    tuned = [json.loads(s) for name, s in asked if name == "training"]
+    assert max(s["steps"] for s in tuned) == 2000  # twice as long
+    asked.clear()
+    some = lists.everything(parts=["front"], chosen=lists.untuned(1e-3), steps=8)
+    assert set(some) == {"front"}
+    assert {json.loads(s)["lr"] for _, s in asked} == {1e-3}
+    assert {json.loads(s)["steps"] for _, s in asked} == {8}
+    with pytest.raises(ValueError, match="Did you mean front"):
+        lists.everything(parts=["fronts"], chosen={})
     first, static = (lists.one(arm, 0) for arm in ("VM-UAS", "VM-UAS static"))
     assert lists.seconds(static) < lists.seconds(first)
 
 
-def test_tables_pair_the_seeds():
+def scores_of(**arms):
+    """Rows of a part: word error rates of an arm by seed."""
+    rows = [
+        {"arm": arm, "seed": seed, "wer": wer, "cpu_s": 9.0}
+        | dict.fromkeys(("bleu", "chrf", "exact", "ctc", "ce", "ssl"), 1.0)
+        for arm, by_seed in arms.items()
+        for seed, wer in by_seed.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_differences_pair_the_seeds():
     from scipy.stats import ttest_1samp
 
-    done = {
-        "sum": [trial(s, 0.2, wer=0.1 + 0.01 * s) for s in range(3)],
-        "VS": [trial(s, 0.3, wer=0.12 + 0.02 * s**2) for s in (2, 1, 0)],
-    }
-    found = overview.paired(done["VS"], done["sum"], "wer")
+    scores = scores_of(sum={0: 10, 1: 11, 2: 12, 3: 99}, VS={2: 20, 1: 14, 0: 12})
+    found = overview.effects(scores, "wer", "VS")
     assert found == pytest.approx([2, 3, 8])
     mean, wide = overview.interval(found)
     low, high = ttest_1samp(found, 0).confidence_interval(0.95)
     assert (mean - wide, mean + wide) == pytest.approx((low, high))
-    table = overview.table(done)
+    table = overview.table(scores[scores.seed < 3])
     assert table.loc["sum", "wer"] == pytest.approx(11)
     assert table.loc["sum", "wer sd"] == pytest.approx(1)
-    row = overview.differences(done).loc["VS"]
+    assert table.loc["VS", "seeds"] == 3
+    row = overview.differences(scores).loc["VS"]
     assert row["wer"] == pytest.approx(mean)
     assert row["± wer"] == pytest.approx(wide)
     with pytest.raises(ValueError, match="share no seed"):
-        overview.paired(done["VS"], [trial(7, 0.1)], "wer")
+        overview.effects(scores_of(sum={0: 1.0}, VS={1: 1.0}), "wer", "VS")
+
+
+def test_tables_of_a_whole_comparison(tmp_path, judge):
+    """Every frame from trials as they come out of the functions."""
+
+    def run(function, number, **settings):
+        result = json.loads(json.dumps(function(tmp_path / str(number), **settings)))
+        return Trial(settings, result, tmp_path, str(number), 1.0)
+
+    for number in range(4):
+        (tmp_path / str(number)).mkdir()
+    plain = run(study.training, 0, method="sum", seed=0, **ASKED)
+    chosen = {"chosen": {"every": 1}}
+    some = run(study.training, 1, method="selected", seed=0, options=chosen, **ASKED)
+    asked = {name: ASKED[name] for name in ("steps", "model", "speech", "languages")}
+    marks = {"seed": 3, "marks": [0, 3], "batches": 1}
+    mapped = run(study.conflict, 2, **marks, **asked)
+    del asked["steps"]
+    cost = run(study.costs, 3, rounds=2, batch=2, **asked)
+    frames = overview.tables(
+        {
+            "comparison": {"sum": [plain], "selected layers": [some]},
+            "conflict": {8: [mapped]},
+            "costs": {"costs": [cost]},
+        }
+    )
+    assert tuple(frames) == overview.TABLES
+    scores = frames["scores"].set_index("arm")
+    assert scores.loc["sum", "wer"] == 100 * plain.result["test"]["mean"]["wer"]
+    assert scores.loc["sum", "asr_share"] == pytest.approx(0.5)
+    names = plain.result["history"][0]["names"]
+    assert set(frames["objectives"].objective) == set(names)
+    paths = frames["paths"]
+    assert set(paths[paths.arm == "sum"].weight) == {1.0}
+    assert len(paths[paths.arm == "sum"]) == 3 * len(names)
+    maps = frames["maps"]
+    C = mapped.result["maps"][1]["layers"]["all"]
+    pair = maps[(maps.step == 3) & (maps.layer == "all")].iloc[0]
+    i, j = names.index(pair.one), names.index(pair.other)
+    assert pair.cosine == pytest.approx(C[i][j], abs=1e-3)
+    assert len(maps) == 2 * 3 * 6  # marks, layers with "all", pairs
+    assert set(frames["selected"].share) <= {0.0, 1.0}
+    assert frames["costs"].set_index("variant").loc["plain sum", "ratio"] == 1.0
+
+
+def test_shipped_models_hear_and_translate(world):
+    """The models of data/: what their cards say of other speech holds roughly here."""
+    from lib.objective_soup import shipping
+
+    for load, wer in ((shipping.shipped_start, 0.6), (shipping.shipped_soup, 0.4)):
+        soup, card = load()
+        assert set(card["mean"]) >= {"wer", "bleu"}
+        numbers = evaluated(soup, shipped_world(), "validation", ["asr_de"])["asr_de"]
+        assert numbers["wer"] < wer, card["steps"]
 
 
 def test_the_balance_of_a_model_holds_what_a_step_needs(world):

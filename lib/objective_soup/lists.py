@@ -1,13 +1,14 @@
 """Which trials the recorded comparison runs: plain settings, made before it starts.
 
-`flatness` asks how long the plain sum must train, `tuning` gives every method the same
-number of settings on a seed of its own, judged on validation; `comparison`, `front`,
-`few_labels` and `conflicts` are what is shown. Each list has its most telling trials
-first. No trial imports this file, so lists may change freely.
+`tuning` gives every method the same number of settings on a seed of its own, judged on
+validation; `comparison`, `front`, `few_labels` and `conflicts` are what is shown. Each
+list has its most telling trials first. No trial imports this file, so lists may change
+freely.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,10 +21,9 @@ Settings = dict[str, Any]
 
 SEEDS, FEW_SEEDS = (0, 1, 2, 3, 4), (0, 1, 2)
 TUNING_SEED = 9  # in no comparison
-STEPS, TUNING_STEPS, FEW_STEPS = 1000, 400, 500
-RATES = (3e-3, 6e-3)
-FOUR_RATES = (1.5e-3, 3e-3, 6e-3, 9e-3)
-GAMMAS = (0.003, 0.01)
+STEPS, TUNING_STEPS, FEW_STEPS = 1000, 1000, 500
+RATES = (7e-3, 4e-3, 1e-2)  # the last only where there is no second knob
+GAMMAS = (0.01, 0.003)
 WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0)  # of ssl, the front of static weights
 FEW = {"labelled": 60}  # of 600 utterances in a language
 
@@ -73,13 +73,17 @@ ARMS: dict[str, Arm] = {  # the most telling first
     "VM-UAS, halves": _arm("VM", "VM-UAS", 2.0, sample="halves"),
 }
 SINGLE = "single-task"
-EXTRA = ("CAGrad", "UPGrad", "VC static", "VM-UAS, halves")  # only if asked for
-CORE = tuple(ARMS)[:9]  # on all seeds before the others have more than three
+EXTRA = ("CAGrad", "UPGrad")  # only if asked for
+CORE = tuple(ARMS)[:11]  # on all seeds
+OTHERS = tuple(name for name in ARMS if name not in (*CORE, *EXTRA))
+TWICE = ("sum", "VM-UAS")  # trained twice as long: is the curve flat?
+COSTED = ("speech", "corpora", "languages", "device", "model", "batch")
+PARTS = ("comparison", "conflict", "front", "few labels", "twice", "single", "costs")
 SCARCE = ("VM-UAS", "VM-UAS static", "two-stage", "VM-USA")  # with few labels
-# What each tuned arm chooses among: as many settings for all, learning rates times
-# a second knob, or four rates where there is none.
+# What each tuned arm chooses among, three settings for all: two learning rates, and at
+# the first of them another value of its knob; or three rates where there is none.
 KNOBS: dict[str, list[dict[str, Any]]] = {
-    "sum": [{"ssl": w} for w in (0.3, 1.0)],
+    "sum": [{"ssl": w} for w in (1.0, 0.3)],
     "VM-UAS": [{"gamma": g} for g in GAMMAS],
     "VS": [{"gamma": g} for g in GAMMAS],
     "VC": [{"gamma": g} for g in GAMMAS],
@@ -87,7 +91,7 @@ KNOBS: dict[str, list[dict[str, Any]]] = {
 }
 # CPU seconds of a step of the plain sum, and of all else in a trial (imports, speech,
 # looks, judging), measured on two cores that two other trials kept busy.
-STEP, REST = 0.095, 10.0
+STEP, REST = 0.08, 10.0
 
 
 def tuned_arms() -> list[str]:
@@ -95,11 +99,9 @@ def tuned_arms() -> list[str]:
     return [n for n, arm in ARMS.items() if not arm.tuned and n not in EXTRA]
 
 
-def flatness(
-    seed: int = TUNING_SEED, steps: int = STEPS, **common: Any
-) -> list[Settings]:
-    """The plain sum, as long as the others and twice: is its curve flat?"""
-    return [one("sum", seed, steps=n * steps, **common) for n in (1, 2)]
+def untuned(lr: float) -> dict[str, Settings]:
+    """In place of `best`, where nothing is tuned: one learning rate for all."""
+    return {name: {"lr": lr} for name in tuned_arms()}
 
 
 def one(
@@ -126,12 +128,14 @@ def one(
 def tuning(
     seed: int = TUNING_SEED, steps: int = TUNING_STEPS, **common: Any
 ) -> dict[str, list[Settings]]:
-    """Four settings of every tuned arm, of a shorter training, by arm."""
+    """Three settings of every tuned arm, by arm."""
     found: dict[str, list[Settings]] = {}
     for name in tuned_arms():
-        some = [
-            {"lr": lr, "options": knob} for lr in RATES for knob in KNOBS.get(name, [])
-        ] or [{"lr": lr} for lr in FOUR_RATES]
+        some = [{"lr": lr} for lr in RATES]
+        if name in KNOBS:
+            usual, other = KNOBS[name]
+            pairs = ((RATES[0], usual), (RATES[1], usual), (RATES[0], other))
+            some = [{"lr": lr, "options": knob} for lr, knob in pairs]
         found[name] = [
             one(name, seed, {name: chosen}, steps=steps, **common) for chosen in some
         ]
@@ -287,39 +291,63 @@ def run(
     RuntimeError where a trial fails.
     """
     asked = in_turn(lists)
-    done = trials(function, asked, workers=workers, bar=bar)
-    found = {repr(sorted(t.settings.items(), key=str)): t for t in done}
-    return {
-        name: [found[repr(sorted(s.items(), key=str))] for s in row]
-        for name, row in lists.items()
-    }
+    done = dict(
+        zip(map(_key, asked), trials(function, asked, workers=workers, bar=bar))
+    )
+    return {name: [done[_key(s)] for s in row] for name, row in lists.items()}
+
+
+def _key(settings: Settings) -> str:
+    return json.dumps(settings, sort_keys=True)
 
 
 def everything(
     seeds: Sequence[int] = SEEDS,
+    few: Sequence[int] = FEW_SEEDS,
+    steps: int = STEPS,
+    parts: Sequence[str] = (),
+    chosen: Mapping[str, Settings] | None = None,
     workers: int | None = None,
     bar: bool = True,
     **common: Any,
 ) -> dict[str, dict[Any, list[Trial]]]:
     """The whole recorded comparison, in the order of what it tells.
 
-    The arms of CORE run on all seeds, then the others, the front and the single tasks
-    on three, and last these on the rest: the comparison may be stopped before that.
-    Returns {"flatness", "tuning", "conflict", "comparison", "front", "few labels",
-    "single", "costs"}: of each named lists of finished trials.
+    seeds: of the arms of CORE; few: of all other parts; steps: of the comparison; few
+    labels have half, conflict maps two fifths of them; parts: of PARTS, all if empty;
+    chosen: rates and options of tuned arms, None to tune; workers, bar: of `trials`;
+    common: what all trainings share. Returns {part: named lists of finished trials}.
+    Raises ValueError for a part, RuntimeError where a trial fails.
     """
-    how, few = {"workers": workers, "bar": bar}, seeds[:3]
-    done = {"flatness": run({"sum": flatness(**common)}, **how)}
-    done["tuning"] = run(tuning(**common), **how)
-    chosen = best(done["tuning"])
-    run(comparison(chosen, seeds, arms=CORE, **common), **how)
-    done["conflict"] = run(conflicts(few, **common), conflict, **how)
-    run(comparison(chosen, few, **common), **how)
-    run(front(chosen, few, **common), **how)
-    done["few labels"] = run(few_labels(chosen, few, **common), **how)
-    run(singles(chosen, seeds=few, **common), **how)
-    done["costs"] = run({"costs": [dict(common)]}, costs, **how)
-    done["comparison"] = run(comparison(chosen, seeds, **common), **how)
-    done["front"] = run(front(chosen, seeds, **common), **how)
-    done["single"] = run(singles(chosen, seeds=seeds, **common), **how)
+    for part in parts:
+        choice("A part of the comparison", part, PARTS)
+    wanted, how = parts or PARTS, {"workers": workers, "bar": bar}
+    done: dict[str, dict[Any, list[Trial]]] = {}
+    if chosen is None:
+        done["tuning"] = run(tuning(steps=steps, **common), **how)
+        chosen = best(done["tuning"])
+    long, half = common | {"steps": steps}, common | {"steps": steps // 2}
+    core = comparison(chosen, few, arms=CORE, **long)
+    if "comparison" in wanted:
+        run(core, **how)  # three seeds of what matters, before all else
+    if "conflict" in wanted:
+        marked = common | {"steps": 2 * steps // 5}
+        done["conflict"] = run(conflicts(few, **marked), conflict, **how)
+    if "comparison" in wanted:
+        core = comparison(chosen, seeds, arms=CORE, **long)
+        others = comparison(chosen, few, arms=OTHERS, **long)
+        done["comparison"] = run(core, **how) | run(others, **how)
+    if "front" in wanted:
+        done["front"] = run(front(chosen, few, **long), **how)
+    if "few labels" in wanted:
+        done["few labels"] = run(few_labels(chosen, few, **half), **how)
+    if "twice" in wanted:
+        twice = common | {"steps": 2 * steps}
+        done["twice"] = run(comparison(chosen, few, arms=TWICE, **twice), **how)
+    if "single" in wanted:
+        done["single"] = run(singles(chosen, seeds=few, **long), **how)
+    if "costs" in wanted:
+        asked = common | common.get("fit", {})  # a step has a batch and no more of it
+        asked = {k: v for k, v in asked.items() if k in COSTED}
+        done["costs"] = run({"costs": [asked]}, costs, **how)
     return done

@@ -1,6 +1,7 @@
-"""Tables of finished trials: means with their spread, and paired differences.
+"""What notebook 42 shows of many trials: small tables, and paired differences.
 
-Only what shows; no trial imports this file.
+A comparison becomes the frames of TABLES, the same whether it has just run or was
+recorded; `effects` takes paired differences from them. No trial imports this file.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import numpy as np
 from lib.kit.checks import need
 from lib.kit.claims import interval as bounds
 from lib.kit.trials import Trial
+from lib.objective_soup.lists import everything
 
 if TYPE_CHECKING:
     import pandas as pd
 
+TABLES = ("scores", "objectives", "paths", "maps", "selected", "costs")
+POINTS = 20  # of a path
 SHOWN = ("wer", "bleu", "chrf", "exact", "ctc", "ce", "ssl")
 PERCENT = ("wer", "exact")  # kept as shares, shown times 100
 
@@ -29,38 +33,162 @@ def value_of(trial: Trial, number: str, part: str = "test") -> float:
     return found * (100 if number in PERCENT else 1)
 
 
-def table(done: Mapping[Any, Sequence[Trial]], part: str = "test") -> pd.DataFrame:
-    """A row an arm: means over seeds of SHOWN, the spread of WER and BLEU, the cost.
+# -- the frames of a whole comparison -------------------------------------------------
 
-    done: finished trainings by arm; part: "test" or "validation".
+
+def compared(**how: Any) -> dict[str, pd.DataFrame]:
+    """Run the whole comparison, or read it from the cache, as the frames of TABLES.
+
+    how: of `lists.everything`, which raises what is wrong with it.
+    """
+    return tables(everything(**how))
+
+
+def tables(done: Mapping[str, Mapping[Any, Sequence[Trial]]]) -> dict[str, Any]:
+    """Finished parts of `lists.everything` as the frames of TABLES.
+
+    scores: a row a training, see `scored`; objectives: "value" (word error rate or BLEU
+    in percent) and "loss" of each of its objectives; paths: "weight" and "loss" of each
+    objective along the trainings of "comparison", means over seeds; maps: corrected
+    cosines of every pair of objectives by layer, "d", seed and step; selected: how
+    often each layer was chosen, by step; costs: CPU "milliseconds" of every variant.
     """
     import pandas as pd
 
-    rows = []
-    for name, row in done.items():
-        values = {n: [value_of(t, n, part) for t in row] for n in SHOWN}
-        spread = {
-            f"{n} sd": float(np.std(values[n], ddof=1)) if len(row) > 1 else np.nan
-            for n in ("wer", "bleu")
-        }
-        means = {n: float(np.mean(v)) for n, v in values.items()}
-        cost = float(np.mean([t.result["cpu_s"] or np.nan for t in row]))
-        rows.append({"arm": name, "seeds": len(row), **means, **spread, "CPU s": cost})
-    return pd.DataFrame(rows).set_index("arm")
+    trained = [
+        (part, str(arm), trial)
+        for part in ("tuning", "comparison", "front", "few labels", "twice", "single")
+        for arm, row in done.get(part, {}).items()
+        for trial in row
+    ]
+    compared = done.get("comparison", {})
+    frames = {
+        "scores": [scored(*one) for one in trained],
+        "objectives": [row for one in trained for row in _objectives(*one)],
+        "paths": [row for arm, some in compared.items() for row in _path(arm, some)],
+        "maps": [row for d, some in done.get("conflict", {}).items()
+                 for trial in some for row in _map(d, trial)],
+        "selected": _selected(compared.get("selected layers", ())),
+        "costs": [row for some in done.get("costs", {}).values()
+                  for trial in some for row in _costs(trial)],
+    }  # fmt: skip
+    return {name: pd.DataFrame(rows) for name, rows in frames.items()}
 
 
-def paired(
-    arm: Sequence[Trial], other: Sequence[Trial], number: str, part: str = "test"
-) -> list[float]:
-    """The differences arm - other of one number on the seeds that both have.
+def scored(part: str, arm: str, trial: Trial) -> dict[str, Any]:
+    """One training as a row: what it was, what it reached, what it cost.
 
-    Raises ValueError where they share no seed.
+    SHOWN of the test set, "validation" (CTC plus cross-entropy), "conflict", "harmed",
+    "stationarity" (means over looks after the first tenth), "asr_share" (of all weights
+    at the end), "cpu_s", "memory".
     """
-    mine = {t.settings["seed"]: value_of(t, number, part) for t in arm}
-    theirs = {t.settings["seed"]: value_of(t, number, part) for t in other}
-    both = sorted(set(mine) & set(theirs))
-    need(bool(both), "The two arms share no seed; run both on the same ones.")
-    return [mine[seed] - theirs[seed] for seed in both]
+    given, result = trial.settings, trial.result
+    options = given.get("options", {})
+    row = {"part": part, "arm": arm, "seed": given["seed"], "steps": given["steps"]}
+    row |= {"lr": given.get("lr", np.nan)}
+    row |= {name: options.get(name, np.nan) for name in ("ssl", "gamma", "first")}
+    row |= {name: value_of(trial, name) for name in SHOWN}
+    row["validation"] = value_of(trial, "ctc", "validation")
+    row["validation"] += value_of(trial, "ce", "validation")
+    looks = result["history"][-1]["looks"]
+    for name in ("conflict", "harmed", "stationarity"):
+        late = [look[name] for look in looks if look["step"] >= given["steps"] / 10]
+        late = [value for value in late if value is not None]
+        row[name] = float(np.mean(late)) if late else np.nan
+    weights = result["weights"]
+    own = sum(w for name, w in weights.items() if name.startswith("asr"))
+    row["asr_share"] = own / sum(weights.values())
+    return row | {name: _number(result[name]) for name in ("cpu_s", "memory")}
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else float(value)
+
+
+def _objectives(part: str, arm: str, trial: Trial) -> list[dict[str, Any]]:
+    rows = []
+    for name, found in trial.result["test"].items():
+        if name == "mean":
+            continue
+        value = 100 * found["wer"] if "wer" in found else found.get("bleu", np.nan)
+        loss = found.get("ctc", found.get("ce", found.get("loss")))
+        who = {"part": part, "arm": arm, "seed": trial.settings["seed"]}
+        rows.append(who | {"objective": name, "value": value, "loss": loss})
+    return rows
+
+
+def _path(arm: str, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Weights and losses along a training, in at most POINTS windows."""
+    stages = [trial.result["history"][-1] for trial in trials]
+    steps = np.array(stages[0]["step"])
+    blocks = np.array_split(np.arange(len(steps)), min(POINTS, len(steps)))
+    mean = {
+        name: np.mean([stage[name] for stage in stages], axis=0)
+        for name in ("weights", "losses")
+    }
+    return [
+        {"arm": arm, "step": int(steps[block[-1]]), "objective": name}
+        | {"weight": round(float(mean["weights"][block, i].mean()), 4)}
+        | {"loss": round(float(mean["losses"][block, i].mean()), 4)}
+        for block in blocks
+        for i, name in enumerate(stages[0]["names"])
+    ]
+
+
+def _map(d: Any, trial: Trial) -> list[dict[str, Any]]:
+    rows = []
+    for found in trial.result["maps"]:
+        names = found["names"]
+        who = {"d": d, "seed": trial.settings["seed"], "step": found["step"]}
+        for layer, C in found["layers"].items():
+            for i, j in zip(*np.triu_indices(len(names), 1)):
+                pair = {"layer": layer, "one": names[i], "other": names[j]}
+                rows.append(who | pair | {"cosine": _rounded(C[i][j])})
+    return rows
+
+
+def _rounded(value: float | None) -> float:
+    return np.nan if value is None else round(value, 3)
+
+
+def _selected(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    if not trials:
+        return []
+    stages = [trial.result["history"][-1] for trial in trials]
+    share = np.mean([stage["chosen"] for stage in stages], axis=0)
+    return [
+        {"step": step, "layer": place, "share": round(float(share[k, place]), 3)}
+        for k, step in enumerate(stages[0]["step"])
+        for place in range(share.shape[1])
+    ]
+
+
+def _costs(trial: Trial) -> list[dict[str, Any]]:
+    found = trial.result
+    return [
+        {"variant": name, "milliseconds": float(np.median(row))}
+        | {"ratio": found["ratio"][name], "floats": found["floats"][name]}
+        for name, row in found["milliseconds"].items()
+    ]
+
+
+# -- paired differences ---------------------------------------------------------------
+
+
+def effects(
+    scores: pd.DataFrame, number: str, arm: str, against: str = "sum"
+) -> list[float]:
+    """The differences arm - against of one column on the seeds that both have.
+
+    scores: rows of one part, or of several where arms have other names. Raises
+    ValueError where they share no seed.
+    """
+    mine, theirs = (
+        scores[scores.arm == name].set_index("seed")[number] for name in (arm, against)
+    )
+    both = sorted(set(mine.index) & set(theirs.index))
+    need(bool(both), f"{arm} and {against} share no seed; run both on the same ones.")
+    return [float(mine[seed] - theirs[seed]) for seed in both]
 
 
 def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -75,21 +203,37 @@ def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, 
     return mean, (high - low) / 2
 
 
+def table(scores: pd.DataFrame) -> pd.DataFrame:
+    """A row an arm: means over seeds of SHOWN, the spread of WER and BLEU, the cost.
+
+    scores: rows of one part. The spread of a single seed is nan.
+    """
+    by = scores.groupby("arm", sort=False)
+    found = by[list(SHOWN)].mean()
+    for name in ("wer", "bleu"):
+        found.insert(found.columns.get_loc(name) + 1, f"{name} sd", by[name].std())
+    found.insert(0, "seeds", by.seed.nunique())
+    return found.assign(**{"CPU s": by.cpu_s.mean()})
+
+
 def differences(
-    done: Mapping[Any, Sequence[Trial]],
-    against: Any = "sum",
+    scores: pd.DataFrame,
+    against: str = "sum",
     numbers: Sequence[str] = ("wer", "bleu", "ctc", "ce"),
 ) -> pd.DataFrame:
-    """Every arm against one, paired by seed: means and 95 % half-widths."""
+    """Every arm against one, paired by seed: means and 95 % half-widths.
+
+    scores: rows of one part. Raises ValueError for arms that share no seed.
+    """
     import pandas as pd
 
     rows = []
-    for name, row in done.items():
+    for name in scores.arm.unique():
         if name == against:
             continue
         found = {"arm": name}
         for number in numbers:
-            mean, wide = interval(paired(row, done[against], number))
+            mean, wide = interval(effects(scores, number, name, against))
             found |= {number: mean, f"± {number}": wide}
         rows.append(found)
     return pd.DataFrame(rows).set_index("arm")
