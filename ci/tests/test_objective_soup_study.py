@@ -379,6 +379,14 @@ def test_conflict_along_a_training_and_of_its_end(cache, judge):
         run(cache, study.conflict, "bad", seed=0, steps=2, marks=[9], **asked)
 
 
+def test_a_cosine_that_noise_hides_is_kept_as_nothing(tmp_path, judge, monkeypatch):
+    hidden = {"layers": {"all": [[1.0, float("nan")], [float("nan"), 1.0]]}}
+    monkeypatch.setattr(study, "conflict_map", lambda *_, **__: hidden)
+    how = {name: ASKED[name] for name in ("model", "speech", "languages")}
+    found = study.conflict(tmp_path, seed=0, marks=[0], steps=1, **how)
+    assert found["maps"][0]["layers"]["all"] == [[1.0, None], [None, 1.0]]
+
+
 def test_costs_of_every_variant(tmp_path):
     found = study.costs(
         tmp_path, rounds=2, model=TINY, batch=2, speech="shipped", languages=["de"]

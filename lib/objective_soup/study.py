@@ -19,6 +19,7 @@ import torch
 
 from lib.kit.checks import choice, need
 from lib.kit.results import write_json
+from lib.kit.trials import plain
 from lib.objective_soup.balance import Balance
 from lib.objective_soup.measuring import conflict_map, evaluated, sacrebleu, summary
 from lib.objective_soup.model import Sizes, Soup, load_soup, losses, save_soup
@@ -223,7 +224,7 @@ def conflict(
         def mapped(done: int) -> None:
             if done in marks and not _map(folder, done).exists():
                 found = conflict_map(soup, speech, **how)
-                write_json(_map(folder, done), {"step": done} | found)
+                write_json(_map(folder, done), plain({"step": done} | found))
 
         mapped(0)
         fit = Fit(steps=steps, lr=lr)
