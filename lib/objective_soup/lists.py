@@ -68,6 +68,7 @@ ARMS: dict[str, Arm] = {  # the most telling first
         chosen={"pairs": "asr x st", "elsewhere": "frozen"},
     ),
     "VC static": _arm("VC", "VC", 1.05, **STATIC),
+    "VS, published gamma": _arm("VS", "VS", 1.25, gamma=0.01),
     "CAGrad": _arm("balanced", cost=1.3, by="CAGrad"),
     "UPGrad": _arm("balanced", cost=1.3, by="UPGrad"),
     "VM-UAS, halves": _arm("VM", "VM-UAS", 2.0, sample="halves"),
