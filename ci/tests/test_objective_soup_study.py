@@ -634,8 +634,8 @@ def test_tables_of_a_whole_comparison(tmp_path, judge):
 
     for number in range(4):
         (tmp_path / str(number)).mkdir()
-    plain = run(study.training, 0, method="sum", seed=0, **ASKED)
-    chosen = {"chosen": {"every": 1}}
+    chosen, weighed = {"chosen": {"every": 1}}, {"ssl": 0.3}
+    plain = run(study.training, 0, method="sum", seed=0, options=weighed, **ASKED)
     some = run(study.training, 1, method="selected", seed=0, options=chosen, **ASKED)
     asked = {name: ASKED[name] for name in ("steps", "model", "speech", "languages")}
     marks = {"seed": 3, "marks": [0, 3], "batches": 1}
@@ -652,11 +652,14 @@ def test_tables_of_a_whole_comparison(tmp_path, judge):
     assert tuple(frames) == overview.TABLES
     scores = frames["scores"].set_index("arm")
     assert scores.loc["sum", "wer"] == 100 * plain.result["test"]["mean"]["wer"]
-    assert scores.loc["sum", "asr_share"] == pytest.approx(0.5)
+    assert scores.loc["sum", "asr_share"] == pytest.approx(2 / 3.3)
+    mean = plain.result["test"]["mean"]
+    assert scores.loc["sum", "ssl"] == mean["ssl"]  # the loss, not the weight
+    assert scores.loc["sum", "weight"] == 0.3
     names = plain.result["history"][0]["names"]
     assert set(frames["objectives"].objective) == set(names)
     paths = frames["paths"]
-    assert set(paths[paths.arm == "sum"].weight) == {1.0}
+    assert set(paths[paths.arm == "sum"].weight) == {1.0, 0.3}
     assert len(paths[paths.arm == "sum"]) == 3 * len(names)
     maps = frames["maps"]
     C = mapped.result["maps"][1]["layers"]["all"]

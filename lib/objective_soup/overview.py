@@ -86,7 +86,8 @@ def scored(part: str, arm: str, trial: Trial) -> dict[str, Any]:
     options = given.get("options", {})
     row = {"part": part, "arm": arm, "seed": given["seed"], "steps": given["steps"]}
     row |= {"lr": given.get("lr", np.nan)}
-    row |= {name: options.get(name, np.nan) for name in ("ssl", "gamma", "first")}
+    row["weight"] = options.get("ssl", np.nan)  # "ssl" is the loss
+    row |= {name: options.get(name, np.nan) for name in ("gamma", "first")}
     row |= {name: value_of(trial, name) for name in SHOWN}
     row["validation"] = value_of(trial, "ctc", "validation")
     row["validation"] += value_of(trial, "ce", "validation")
