@@ -1,0 +1,100 @@
+"""Models as files: bfloat16 weights in safetensors, with a card of how they were made.
+
+The rounded weights, computed with in float32, are the model. The same model gives the
+same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lib.kit.cache import shipped
+from lib.kit.checks import need
+from lib.kit.manifest import DATA, LICENCE
+from lib.language.transformer import Sizes, Transformer
+
+FORMAT = 1  # of the card
+CARD = "card"  # its name in the file's metadata
+SHIPPED = "language/{}.safetensors"
+
+
+def rounded(model: Transformer) -> Transformer:
+    """Round a model's weights to bfloat16 in place: what `save_model` will write."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p.to(torch.bfloat16).to(p.dtype))
+    return model
+
+
+def save_model(path: str | Path, model: Transformer, card: Mapping[str, Any]) -> None:
+    """Write weights as bfloat16 and a card.
+
+    path: ends in .safetensors; model; card: plain data, what made the model and what it
+    can do. Raises ValueError for another ending and weights that are not finite.
+    """
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    need(
+        path.suffix == ".safetensors",
+        f"{path.name} does not end in .safetensors; give such a name.",
+    )
+    state = {
+        name: part.detach().cpu().to(torch.bfloat16).contiguous()
+        for name, part in model.state_dict().items()
+    }
+    bad = [name for name, part in state.items() if not bool(part.isfinite().all())]
+    need(
+        not bad, f"The weights {', '.join(bad[:3])} are not finite; train with less lr."
+    )
+    about = {"format": FORMAT, "licence": LICENCE, "sizes": model.about()} | dict(card)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(about, ensure_ascii=False, sort_keys=True)
+    save_file(state, path, metadata={CARD: text})
+
+
+def load_model(
+    path: str | Path, dtype: torch.dtype = torch.float32
+) -> tuple[Transformer, dict[str, Any]]:
+    """A model and its card, from a file of `save_model`.
+
+    dtype: to compute in, float32 or float64. Raises ValueError for a file that cannot
+    be read or is of another kind.
+    """
+    from safetensors import safe_open
+
+    name = Path(path).name
+    try:
+        with safe_open(path, "pt") as file:
+            card = json.loads((file.metadata() or {})[CARD])
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        found, sizes = card["format"], Sizes(**card["sizes"])
+    except Exception as error:  # safetensors and json raise many kinds
+        raise ValueError(
+            f"{name} cannot be read as a language model ({type(error).__name__}); "
+            "restore or train it again."
+        ) from None
+    need(found == FORMAT, f"{name} has format {found}; this code reads {FORMAT}.")
+    model = Transformer(sizes)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name} does not fit its card: {str(error).splitlines()[-1].strip()}"
+        ) from None
+    return model.to(dtype).eval().requires_grad_(False), card
+
+
+def shipped_model(
+    name: str, dtype: torch.dtype = torch.float32, folder: Path = DATA
+) -> tuple[Transformer, dict[str, Any]]:
+    """A shipped model, "target" or "draft", and its card, after its checksum.
+
+    Raises CacheError for a name that is not shipped or a damaged file.
+    """
+    return load_model(shipped(SHIPPED.format(name), folder), dtype)
