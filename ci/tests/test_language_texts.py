@@ -517,3 +517,21 @@ def test_numbers_that_do_not_fit():
         Table([0, 9, 1, 2, 3, 0, 1], 4)
     with pytest.raises(ValueError, match="a symbol outside 0 to 3"):
         Ngram([0, 1, 2, 3] * 3, 4, 2).law([7])
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 4])
+def test_a_table_that_looks_ahead_against_counting(ahead):
+    rng = np.random.default_rng(ahead)
+    text, order = rng.integers(0, 5, 300), 2
+    table = Table(text, 5, order, least=1, ahead=ahead)
+    for context in ((3,), (1, 4), (0, 0)):
+        n = len(context)
+        after = [
+            int(text[t + n - 1 + ahead])
+            for t in range(len(text) - n + 1 - ahead)
+            if tuple(text[t : t + n]) == context
+        ]
+        counts = np.bincount(after, minlength=5)
+        symbol, sure = table.next(context)
+        assert symbol == counts.argmax()
+        assert sure == pytest.approx((counts.max() - 0.5) / counts.sum())

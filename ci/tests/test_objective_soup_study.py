@@ -576,18 +576,21 @@ def test_the_whole_comparison_asks_for_what_its_parts_name(monkeypatch):
     assert set(done) == {"tuning", *lists.PARTS}
     sizes = {name: len(row) for name, row in done["comparison"].items()}
     assert {sizes[name] for name in lists.CORE} == {5}
-    assert {sizes[name] for name in lists.OTHERS} == {3}
-    assert not set(sizes) & set(lists.EXTRA)
+    assert set(sizes) == set(lists.CORE)
+    ablations = {name: len(row) for name, row in done["ablations"].items()}
+    assert set(ablations.values()) == {3}
+    assert set(lists.OTHERS) < set(ablations)
+    assert not set(ablations) & set(lists.EXTRA)
     assert set(done["front"]) == set(lists.WEIGHTS)
-    assert len(done["conflict"][16]) == 3
+    assert [t.settings["seed"] for t in done["conflict"][16]] == [0, 1, 2, 3, 4, 5]
     assert all('"speech": "shipped"' in settings for _, settings in asked)
     tuned = [json.loads(s) for name, s in asked if name == "training"]
-    assert max(s["steps"] for s in tuned) == 2000  # twice as long
+    assert max(s["steps"] for s in tuned) == 4000  # twice as long
     asked.clear()
     some = lists.everything(parts=["front"], chosen=lists.untuned(1e-3), steps=8)
     assert set(some) == {"front"}
     assert {json.loads(s)["lr"] for _, s in asked} == {1e-3}
-    assert {json.loads(s)["steps"] for _, s in asked} == {8}
+    assert {json.loads(s)["steps"] for _, s in asked} == {4}
     with pytest.raises(ValueError, match="Did you mean front"):
         lists.everything(parts=["fronts"], chosen={})
     first, static = (lists.one(arm, 0) for arm in ("VM-UAS", "VM-UAS static"))

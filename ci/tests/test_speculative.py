@@ -10,6 +10,7 @@ import torch
 
 from lib.language import Decoder, Sizes, Table, Transformer
 from lib.speculative import (
+    Blockwise,
     Budget,
     Confidence,
     Either,
@@ -75,12 +76,14 @@ def close_draft():
     return NeuralTarget(Decoder(made.requires_grad_(False)))
 
 
-TABLE = Table(np.random.default_rng(0).integers(0, V, 500), V, 3)
+TEXT = np.random.default_rng(0).integers(0, V, 500)
+TABLE = Table(TEXT, V, 3)
 DRAFTERS = {
     "nothing": NoDraft,
     "model": lambda: ModelDrafter(close_draft()),
     "likeliest": lambda: ModelDrafter(close_draft(), greedy=True),
     "table": lambda: TableDrafter(TABLE),
+    "blockwise": lambda: Blockwise(*(Table(TEXT, V, 2, ahead=k) for k in (1, 2, 3))),
     "look-up": lambda: LookUp(3),
     "either": lambda: Either(LookUp(3, 2), TableDrafter(TABLE)),
     "staged": lambda: Staged(

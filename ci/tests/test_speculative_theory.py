@@ -11,10 +11,13 @@ from lib.speculative import (
     Budget,
     LawTarget,
     ModelDrafter,
+    Tree,
     TreeDrafter,
     Warp,
     best_acceptance,
     best_gamma,
+    block_rule,
+    block_rule_accepts,
     ceiling,
     curve,
     distance,
@@ -29,8 +32,11 @@ from lib.speculative import (
     overlap,
     recursive_acceptance,
     residual,
+    siblings_accept,
     speedup,
     step_law,
+    token_rule,
+    token_rule_accepts,
     without,
 )
 from lib.speculative.dice import Random, enumerated
@@ -105,6 +111,25 @@ def test_mixed_difficulty_raises_the_mean(a, gamma):
     low, high = a / 2, (1 + a) / 2
     mean = (expected_tokens(low, gamma) + expected_tokens(high, gamma)) / 2
     assert mean >= expected_tokens((low + high) / 2, gamma) - 1e-9
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_one_draft_is_worth_is_what_the_rules_do(seed):
+    rng = np.random.default_rng(seed)
+    p, q = rng.dirichlet(np.ones(4), 4), rng.dirichlet(np.ones(4), 3)
+    tokens = [int(rng.choice(4, p=row)) for row in q]
+    tree = Tree(tokens, q=q, drawn="iid")
+    for rule, closed in (
+        (token_rule, token_rule_accepts),
+        (block_rule, block_rule_accepts),
+    ):
+        law = enumerated(lambda dice, rule=rule: len(rule(tree, p, dice).path))
+        mean = sum(length * mass for length, mass in law.items())
+        assert closed(tokens, p, q) == pytest.approx(mean, abs=1e-12)
+    parents = Tree(tokens, [-1] * 3, q, "iid")
+    law = enumerated(lambda dice: len(lossless(parents, p, dice).path))
+    assert siblings_accept(tokens, p[0], q) == pytest.approx(law[1], abs=1e-12)
+    assert token_rule_accepts([], p[:1], []) == 0
 
 
 # -- many candidates ------------------------------------------------------------------

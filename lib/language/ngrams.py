@@ -47,6 +47,21 @@ def counted(tokens: np.ndarray, order: int, bits: int) -> list[tuple]:
     return found
 
 
+def counted_ahead(tokens: np.ndarray, order: int, bits: int, ahead: int) -> list[tuple]:
+    """Contexts of 1 .. order symbols with the one `ahead` places after, counted.
+
+    Returns order pairs as of `counted`; what stands between is not looked at.
+    """
+    if ahead == 1:
+        return counted(tokens, order, bits)[1:]
+    found = []
+    for k in range(1, order + 1):
+        after = tokens[k - 1 + ahead :]
+        codes = (packed(tokens, k, bits)[: len(after)] << bits) | after
+        found.append(np.unique(codes, return_counts=True))
+    return found
+
+
 def _checked(tokens: Sequence[int] | np.ndarray, V: int, order: int) -> np.ndarray:
     count("V", V, 2)
     count("order", order, 0)
@@ -143,19 +158,26 @@ class Table:
     """The most frequent continuation of every context of 1 to `order` symbols.
 
     tokens: (n,) to count in; V: symbols; order: longest context; least: how often the
-    continuation must have been seen. Ties go to the lowest symbol. Raises ValueError.
+    continuation must have been seen; ahead: how many places after the context it
+    stands, 1 for the next symbol. Ties go to the lowest symbol. Raises ValueError.
     Source: 2311.08252; specification, section 6.8.
     """
 
     def __init__(
-        self, tokens: Sequence[int], V: int, order: int = 5, least: int = 2
+        self,
+        tokens: Sequence[int],
+        V: int,
+        order: int = 5,
+        least: int = 2,
+        ahead: int = 1,
     ) -> None:
         tokens = _checked(tokens, V, order)
         count("least", least)
+        count("ahead", ahead)
         self.V, self.order, self.bits = V, order, (V - 1).bit_length()
         low = (1 << self.bits) - 1
         self.levels = []  # of 1, 2, ... symbols: contexts, next, confidence
-        for runs, counts in counted(tokens, order, self.bits)[1:]:
+        for runs, counts in counted_ahead(tokens, order, self.bits, ahead):
             context = runs >> self.bits
             first = np.flatnonzero(np.diff(context, prepend=-1))
             total = np.add.reduceat(counts, first)

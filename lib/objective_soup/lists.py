@@ -21,7 +21,8 @@ Settings = dict[str, Any]
 
 SEEDS, FEW_SEEDS = (0, 1, 2, 3, 4), (0, 1, 2)
 TUNING_SEED = 9  # in no comparison
-STEPS, TUNING_STEPS, FEW_STEPS = 1000, 1000, 500
+STEPS = 2000  # of the comparison
+HALF, QUARTER, FIFTH = STEPS // 2, STEPS // 4, STEPS // 5  # of what surrounds it
 RATES = (7e-3, 4e-3, 1e-2)  # the last only where there is no second knob
 GAMMAS = (0.01, 0.003)
 WEIGHTS = (0.0, 0.3, 1.0, 3.0)  # of ssl, the front of static weights
@@ -79,7 +80,12 @@ CORE = tuple(ARMS)[:11]  # on all seeds
 OTHERS = tuple(name for name in ARMS if name not in (*CORE, *EXTRA))
 TWICE = ("sum",)  # trained twice as long: is the curve flat?
 COSTED = ("speech", "corpora", "languages", "device", "model", "batch")
-PARTS = ("comparison", "conflict", "front", "few labels", "twice", "single", "costs")
+# At half the steps, on few seeds: what the others are ablations of, and they.
+ABLATED = ("sum", "VM-UAS", "VM-USA", "VC", "selected layers", *OTHERS)
+PARTS = (
+    *("comparison", "ablations", "conflict", "front"),
+    *("few labels", "twice", "single", "costs"),
+)
 SCARCE = ("VM-UAS", "VM-UAS static", "two-stage")  # with few labels
 # What each tuned arm chooses among, three settings for all: two learning rates, and at
 # the first of them another value of its knob; or three rates where there is none.
@@ -127,7 +133,7 @@ def one(
 
 
 def tuning(
-    seed: int = TUNING_SEED, steps: int = TUNING_STEPS, **common: Any
+    seed: int = TUNING_SEED, steps: int = HALF, **common: Any
 ) -> dict[str, list[Settings]]:
     """Three settings of every tuned arm, by arm."""
     found: dict[str, list[Settings]] = {}
@@ -185,7 +191,7 @@ def comparison(
 def front(
     chosen: Mapping[str, Settings],
     seeds: Sequence[int] = SEEDS,
-    steps: int = STEPS,
+    steps: int = HALF,
     weights: Sequence[float] = WEIGHTS,
     **common: Any,
 ) -> dict[float, list[Settings]]:
@@ -204,7 +210,7 @@ def singles(
     chosen: Mapping[str, Settings],
     tasks: Sequence[str] = ("asr_de", "st_de", "asr_fr", "st_fr", "asr_en"),
     seeds: Sequence[int] = SEEDS,
-    steps: int = STEPS,
+    steps: int = HALF,
     **common: Any,
 ) -> dict[str, list[Settings]]:
     """Each supervised objective alone, at the tuned lr of the sum, by objective."""
@@ -228,7 +234,7 @@ def singles(
 def few_labels(
     chosen: Mapping[str, Settings],
     seeds: Sequence[int] = FEW_SEEDS,
-    steps: int = FEW_STEPS,
+    steps: int = QUARTER,
     weights: Sequence[float] = (0.0, 1.0, 3.0),
     **common: Any,
 ) -> dict[str, list[Settings]]:
@@ -244,7 +250,7 @@ def few_labels(
 
 
 def conflicts(
-    seeds: Sequence[int] = FEW_SEEDS, steps: int = 400, **common: Any
+    seeds: Sequence[int] = FEW_SEEDS, steps: int = FIFTH, **common: Any
 ) -> dict[int, list[Settings]]:
     """Conflict along the training of the sum with ssl weight 0.1, by d = 16 and 48."""
     marks = [0, steps // 8, steps // 2, steps]
@@ -271,7 +277,7 @@ def seconds(settings: Settings) -> float:
     cost = {"single": 0.25}.get(settings["method"], arm.cost)
     if given.get("ssl") == 0 and settings["method"] == "sum":
         cost = 0.65  # no audio batch
-    return REST + cost * STEP * settings.get("steps", STEPS)
+    return REST + cost * STEP * settings.get("steps", HALF)
 
 
 def in_turn(lists: Mapping[Any, Sequence[Settings]]) -> list[Settings]:
@@ -314,39 +320,40 @@ def everything(
 ) -> dict[str, dict[Any, list[Trial]]]:
     """The whole recorded comparison, in the order of what it tells.
 
-    seeds: of the arms of CORE; few: of all other parts; steps: of the comparison; few
-    labels have half, conflict maps two fifths of them; parts: of PARTS, all if empty;
-    chosen: rates and options of tuned arms, None to tune; workers, bar: of `trials`;
-    common: what all trainings share. Returns {part: named lists of finished trials}.
-    Raises ValueError for a part, RuntimeError where a trial fails.
+    seeds: of the comparison, which is of CORE; few: of all other parts (twice as many
+    for conflict: what one half suggests is tested on the other); steps: of the
+    comparison. Tuning, ablations, front and single tasks have half of them, few labels
+    a quarter, conflict maps a fifth. parts: of PARTS, all if empty; chosen: rates and
+    options of tuned arms, None to tune; workers, bar: of `trials`; common: what all
+    trainings share. Returns {part: named lists of finished trials}. Raises ValueError
+    for a part, RuntimeError where a trial fails.
     """
     for part in parts:
         choice("A part of the comparison", part, PARTS)
     wanted, how = parts or PARTS, {"workers": workers, "bar": bar}
     done: dict[str, dict[Any, list[Trial]]] = {}
+    whole, half = common | {"steps": steps}, common | {"steps": max(steps // 2, 1)}
+    quarter, fifth = (common | {"steps": max(steps // n, 1)} for n in (4, 5))
     if chosen is None:
-        done["tuning"] = run(tuning(steps=steps, **common), **how)
+        done["tuning"] = run(tuning(**half), **how)
         chosen = best(done["tuning"])
-    long, half = common | {"steps": steps}, common | {"steps": steps // 2}
-    core = comparison(chosen, few, arms=CORE, **long)
     if "comparison" in wanted:
-        run(core, **how)  # three seeds of what matters, before all else
-    if "conflict" in wanted:
-        marked = common | {"steps": 2 * steps // 5}
-        done["conflict"] = run(conflicts(few, **marked), conflict, **how)
-    if "comparison" in wanted:
-        core = comparison(chosen, seeds, arms=CORE, **long)
-        others = comparison(chosen, few, arms=OTHERS, **long)
-        done["comparison"] = run(core, **how) | run(others, **how)
-    if "front" in wanted:
-        done["front"] = run(front(chosen, few, **long), **how)
-    if "few labels" in wanted:
-        done["few labels"] = run(few_labels(chosen, few, **half), **how)
+        run(comparison(chosen, few, arms=CORE, **whole), **how)  # what tells most first
+        done["comparison"] = run(comparison(chosen, seeds, arms=CORE, **whole), **how)
     if "twice" in wanted:
         twice = common | {"steps": 2 * steps}
         done["twice"] = run(comparison(chosen, few, arms=TWICE, **twice), **how)
+    if "conflict" in wanted:
+        more = [*few, *(seed + max(few) + 1 for seed in range(len(few)))]
+        done["conflict"] = run(conflicts(more, **fifth), conflict, **how)
+    if "ablations" in wanted:
+        done["ablations"] = run(comparison(chosen, few, arms=ABLATED, **half), **how)
+    if "front" in wanted:
+        done["front"] = run(front(chosen, few, **half), **how)
+    if "few labels" in wanted:
+        done["few labels"] = run(few_labels(chosen, few, **quarter), **how)
     if "single" in wanted:
-        done["single"] = run(singles(chosen, seeds=few, **long), **how)
+        done["single"] = run(singles(chosen, seeds=few, **half), **how)
     if "costs" in wanted:
         asked = common | common.get("fit", {})  # a step has a batch and no more of it
         asked = {k: v for k, v in asked.items() if k in COSTED}

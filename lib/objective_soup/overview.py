@@ -14,7 +14,7 @@ import numpy as np
 from lib.kit.checks import need
 from lib.kit.claims import interval as bounds
 from lib.kit.trials import Trial
-from lib.objective_soup.lists import everything
+from lib.objective_soup.lists import PARTS, everything
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +57,8 @@ def tables(done: Mapping[str, Mapping[Any, Sequence[Trial]]]) -> dict[str, Any]:
 
     trained = [
         (part, str(arm), trial)
-        for part in ("tuning", "comparison", "front", "few labels", "twice", "single")
+        for part in ("tuning", *PARTS)
+        if part not in ("conflict", "costs")
         for arm, row in done.get(part, {}).items()
         for trial in row
     ]

@@ -10,6 +10,7 @@ from lib.speculative.batches import decode_batch
 from lib.speculative.controllers import Confidence, Fixed, Heuristic
 from lib.speculative.dice import Dice, Random, enumerated, far
 from lib.speculative.drafters import (
+    Blockwise,
     Either,
     LookUp,
     ModelDrafter,
@@ -46,6 +47,16 @@ from lib.speculative.harness import (
     decode,
 )
 from lib.speculative.laws import Warp, distance, one_hot, overlap, residual, without
+from lib.speculative.measuring import (
+    Method,
+    compared,
+    costs,
+    distinct,
+    first_difference,
+    margin,
+    overview,
+    plain,
+)
 from lib.speculative.targets import (
     HubTarget,
     LawTarget,
@@ -57,13 +68,16 @@ from lib.speculative.targets import (
 from lib.speculative.theory import (
     best_acceptance,
     best_gamma,
+    block_rule_accepts,
     ceiling,
     curve,
     expected_tokens,
     k_seq_acceptance,
     k_seq_rate,
     recursive_acceptance,
+    siblings_accept,
     speedup,
+    token_rule_accepts,
 )
 from lib.speculative.verifiers import (
     among,
@@ -83,6 +97,7 @@ from lib.speculative.verifiers import (
 )
 
 __all__ = [
+    "Blockwise",
     "Budget",
     "Confidence",
     "Controller",
@@ -95,6 +110,7 @@ __all__ = [
     "HubTarget",
     "LawTarget",
     "LookUp",
+    "Method",
     "ModelDrafter",
     "NeuralTarget",
     "NoDraft",
@@ -117,23 +133,29 @@ __all__ = [
     "best_acceptance",
     "best_gamma",
     "block_rule",
+    "block_rule_accepts",
     "ceiling",
     "certain_of_it",
     "check_tree",
+    "compared",
     "completed",
+    "costs",
     "curve",
     "decode",
     "decode_batch",
     "decoded_law",
     "distance",
+    "distinct",
     "emitted",
     "enumerated",
     "expected_tokens",
     "far",
+    "first_difference",
     "k_seq",
     "k_seq_acceptance",
     "k_seq_rate",
     "lossless",
+    "margin",
     "match",
     "mixed",
     "near_best",
@@ -141,6 +163,8 @@ __all__ = [
     "ngram_target",
     "one_hot",
     "overlap",
+    "overview",
+    "plain",
     "prefixes",
     "recursive_acceptance",
     "relaxed",
@@ -148,12 +172,14 @@ __all__ = [
     "residual",
     "same_tokens",
     "siblings",
+    "siblings_accept",
     "sorted_siblings",
     "speedup",
     "step_law",
     "string_law",
     "table_law",
     "token_rule",
+    "token_rule_accepts",
     "typical",
     "without",
 ]

@@ -282,6 +282,38 @@ class TableDrafter:
         """Nothing to learn."""
 
 
+class Blockwise:
+    """Proposals for the next 1 .. k tokens, all from the text as it stands.
+
+    heads: tables whose i-th looks i places ahead (`ahead=i`). No proposal knows
+    another, so the chain is as good as its places are independent. Source: 1811.03115,
+    section 3.
+    """
+
+    def __init__(self, *heads: Table) -> None:
+        need(len(heads) > 0, "Give at least one head.")
+        self.heads = heads
+
+    def start(self, session: Session) -> None:
+        """Raises ValueError for another vocabulary."""
+        for head in self.heads:
+            TableDrafter(head).start(session)
+        self.tokens = session.tokens
+
+    def propose(self, budget: Budget) -> Tree:
+        """One token a head, up to the first that has nothing to say."""
+        drafted = []
+        for head in self.heads[: max(min(budget.depth, budget.nodes), 0)]:
+            found = head.next(self.tokens)
+            if found is None:
+                break
+            drafted.append(found[0])
+        return Tree(drafted)
+
+    def observe(self, tree: Tree, out: Out, verdict: Verdict) -> None:
+        """Nothing to learn."""
+
+
 class LookUp:
     """Copies what followed the last tokens when they stood in the text before.
 

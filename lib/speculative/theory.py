@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lib.kit.checks import count, need
-from lib.speculative.laws import overlap
+from lib.speculative.laws import overlap, residual
 
 # -- one candidate, several tokens ----------------------------------------------------
 
@@ -62,6 +62,59 @@ def curve(sizes: Sequence[int], ratios: Sequence[float]) -> Callable[[int], floa
     return lambda k: float(np.interp(k, sizes, ratios))
 
 
+# -- what one drawn draft is worth, over the dice of its verification ------------------
+
+
+def token_rule_accepts(
+    tokens: Sequence[int], p: Sequence[np.ndarray], q: Sequence[np.ndarray]
+) -> float:
+    """Expected accepted tokens of a drawn chain under the token rule.
+
+    tokens: (n,); p: n + 1 laws (V,); q: n laws. The mean over drafts has less noise
+    than counting. Source: 2211.17192, algorithm 1.
+    """
+    passed = [min(1.0, p[i][x] / q[i][x]) for i, x in enumerate(tokens)]
+    return float(np.cumprod(passed).sum()) if passed else 0.0
+
+
+def block_rule_accepts(
+    tokens: Sequence[int], p: Sequence[np.ndarray], q: Sequence[np.ndarray]
+) -> float:
+    """Expected accepted tokens of a drawn chain under the block rule.
+
+    tokens: (n,); p: n + 1 laws (V,); q: n laws. Source: 2403.10444, algorithm 2.
+    """
+    w, passes = 1.0, []
+    for i, x in enumerate(tokens):
+        w = min(1.0, w * float(p[i][x]) / float(q[i][x]))
+        if i + 1 == len(tokens):
+            passes.append(w)
+        else:
+            mass = float(np.maximum(w * p[i + 1] - q[i + 1], 0.0).sum())
+            below = mass + 1.0 - w
+            passes.append(mass / below if below > 0 else 1.0)
+    accepted, later = 0.0, 1.0  # later: no longer prefix passes
+    for length in range(len(passes), 0, -1):
+        accepted += length * passes[length - 1] * later
+        later *= 1 - passes[length - 1]
+    return accepted
+
+
+def siblings_accept(
+    tokens: Sequence[int], p: np.ndarray, laws: Sequence[np.ndarray]
+) -> float:
+    """The probability that one of some drawn siblings passes.
+
+    tokens: (k,); p: (V,); laws: k laws, each that its token was drawn from. Source:
+    2305.09781, 2402.12374.
+    """
+    none = 1.0
+    for token, q in zip(tokens, laws):
+        none *= 1 - min(1.0, float(p[token]) / float(q[token]))
+        p = residual(p, q)
+    return 1 - none
+
+
 # -- many candidates for one token ----------------------------------------------------
 
 
@@ -69,8 +122,8 @@ def k_seq_rate(p: np.ndarray, q: np.ndarray, k: int) -> float:
     """rho of k_seq: the smallest in [1, k] with 1 - (1 - beta)^k <= rho beta.
 
     beta(rho) = sum_x min(q, p / rho) is what one candidate accepts. p, q: (V,); k:
-    candidates. At a smaller rho the accepted tokens would outrun p. Source: 2310.15141,
-    section 5 (by bisection; the condition is monotone in rho).
+    candidates. At a smaller rho the accepted tokens would outrun p. Source: 2310.15141
+    (by bisection; the condition is monotone in rho).
     """
     count("k", k)
 
@@ -139,7 +192,7 @@ def best_acceptance(p: np.ndarray, q: np.ndarray, k: int) -> float:
     """The largest probability that any lossless rule emits one of k i.i.d. candidates.
 
     A linear programme over joint laws of the candidates and the emitted token; V^k
-    variables times V: for V <= 5, k <= 4. p, q: (V,). Source: 2310.15141, section 4
+    variables times V: for V <= 5, k <= 4. p, q: (V,). Source: 2310.15141
     (optimal transport with membership cost).
     """
     from scipy.optimize import linprog
