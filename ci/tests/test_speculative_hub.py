@@ -171,3 +171,22 @@ def test_bad_prompts_get_a_sentence():
     with pytest.raises(ValueError, match="context of 64"):
         decode(target, NoDraft(), lossless, Fixed(1), PROMPT, 60)
     assert np.isfinite(target.forward(target.start([1]), 1, Tree()).logits).all()
+
+
+def test_our_transformer_is_a_llama():
+    from lib.language import Decoder, Sizes, Transformer, as_llama
+    from lib.speculative import NeuralTarget
+
+    made = Transformer(Sizes(V, 24, 3, 2, hidden=40, max_len=32, theta=500.0), 3)
+    made = made.double().requires_grad_(False)
+    with torch.no_grad():
+        for p in made.parameters():
+            p += 0.3 * torch.randn(p.shape, dtype=p.dtype)
+    there = as_llama(made)
+    tokens = torch.tensor([PROMPT])
+    # Theirs turns and normalises in float32, whatever the dtype.
+    torch.testing.assert_close(there(tokens).logits, made(tokens), rtol=0, atol=1e-5)
+    cold = Warp(0.0)
+    ours = plain(NeuralTarget(Decoder(made)), PROMPT, 20, warp=cold)[0]
+    assert plain(HubTarget(there), PROMPT, 20, warp=cold)[0] == ours
+    assert own_generation(there, PROMPT, 20) == ours

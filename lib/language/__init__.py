@@ -10,6 +10,7 @@ file.
 from lib.language.caches import Cache
 from lib.language.corpora import Corpus, Document, corpus, shipped_corpus
 from lib.language.decoding import Decoder, Pass, Skip, continued
+from lib.language.hub import as_llama
 from lib.language.ngrams import Ngram, Table
 from lib.language.prompts import Prompt, copy_prompts, prompts
 from lib.language.tokens import (
@@ -47,6 +48,7 @@ __all__ = [
     "Table",
     "Tokenizer",
     "Transformer",
+    "as_llama",
     "bytes_of",
     "chain",
     "continued",

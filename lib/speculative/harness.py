@@ -9,7 +9,7 @@ sampling from one-hot laws, and plain decoding drafts nothing. Sources: 2211.171
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -276,19 +276,21 @@ def decode(
     dice: Dice | None = None,
     eos: int | None = None,
     keep: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[list[int], Trace]:
     """Continue a prompt, several tokens a pass where the draft is good.
 
     target, drafter, verifier, controller: see their protocols; prompt: tokens, at least
     one; most: new tokens; warp: from logits to laws, None for temperature 1; seed: of
     the dice, or dice themselves; eos: the token that ends a text, emitted as its last;
-    keep: whether the trace keeps every tree and verdict. Returns the new tokens and
-    the trace. Raises ValueError for a prompt, a number, or a text beyond the context.
+    keep: whether the trace keeps every tree and verdict; clock: of the trace's seconds.
+    Returns the new tokens and the trace. Raises ValueError for a prompt, a number, or a
+    text beyond the context.
     Source: 2211.17192, algorithm 1; specification, section 1.
     """
     check_prompt(target, prompt, most)
     warp, dice = warp or Warp(), dice or Random(seed)
-    now = time.perf_counter
+    now = clock
     begin = now()
     tokens = list(prompt)
     state = target.start(tokens, min(most, target.max_len - len(tokens)) + 64)

@@ -62,17 +62,18 @@ def plain(
     seed: int = 0,
     dice: Dice | None = None,
     eos: int | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[list[int], float]:
     """Token by token with the cache: what everything is compared with.
 
     The leanest loop there is; the texts are those of `decode` with `NoDraft` and the
-    same seed. Returns the new tokens and the seconds without reading the prompt. Raises
-    ValueError as `decode`.
+    same seed. Returns the new tokens and the seconds of `clock` without reading the
+    prompt. Raises ValueError as `decode`.
     """
     check_prompt(target, prompt, most)
     warp, dice, nothing = warp or Warp(), dice or Random(seed), Tree()
     state = target.start(prompt, min(most, target.max_len - len(prompt)) + 64)
-    begin, last, new = time.perf_counter(), prompt[-1], []
+    begin, last, new = clock(), prompt[-1], []
     for _ in range(most):
         law = warp(target.forward(state, last, nothing).logits[0])
         last = dice.draw(law)
@@ -80,7 +81,7 @@ def plain(
         new.append(last)
         if last == eos:
             break
-    return new, time.perf_counter() - begin
+    return new, clock() - begin
 
 
 def distinct(tokens: Sequence[int], n: int = 3) -> float:
@@ -101,13 +102,14 @@ def compared(
     warp: Warp | None = None,
     seed: int = 0,
     on_step: Callable[[int, int], None] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> pd.DataFrame:
     """Every method on every prompt, in turns, beside plain decoding.
 
     methods; target; prompts; most: new tokens; warp; seed: of each prompt's dice, the
-    same for all methods; on_step: called with what is done and all. Returns a row a
-    prompt and method: method, prompt, seconds (a token), ratio (plain's over its own),
-    distinct, text, and the figures of `Trace.summary`. Raises ValueError for two
+    same for all methods; on_step: called with what is done and all; clock. Returns a
+    row a prompt and method: method, prompt, seconds (a token), ratio (plain's over its
+    own), distinct, text, and the figures of `Trace.summary`. Raises ValueError for two
     methods of one name.
     """
     names = [method.name for method in methods]
@@ -123,7 +125,7 @@ def compared(
         order = [PLAIN, *methods]
         shift = number % len(order)
         for method in order[shift:] + order[:shift]:
-            how = {"warp": warp, "seed": seed + number}
+            how = {"warp": warp, "seed": seed + number, "clock": clock}
             if method == PLAIN:
                 text, seconds = plain(target, prompt, most, **how)
                 row = {"method": PLAIN, "tau": 1.0, "seconds": seconds / len(text)}
