@@ -128,7 +128,7 @@ def block_rule(tree: Tree, p: np.ndarray, dice: Dice) -> Verdict:
     w_i = min(1, w_{i-1} p_i(x_i) / q_i(x_i)); R_i = (w_i p_{i+1} - q_{i+1})+ has mass
     s_i; prefix i passes with probability s_i / (s_i + 1 - w_i), the whole draft with
     w_g. Never fewer accepted tokens than the token rule, on average. Raises ValueError
-    for what is not a drawn chain. Source: 2403.10444, algorithm 2.
+    for what is not a drawn chain. Source: 2403.10444 (block verification).
     """
     _chain("block_rule", tree)
     n, w = len(tree.tokens), 1.0
@@ -162,7 +162,7 @@ def k_seq(tree: Tree, p: np.ndarray, dice: Dice) -> Verdict:
 
     Of k siblings from one q, each passes with probability min(1, p / (rho q)), rho from
     `theory.k_seq_rate`; if none does, the rest of p is drawn from. Raises ValueError
-    for siblings that were not drawn independently. Source: 2310.15141, algorithm 2.
+    for siblings that were not drawn independently. Source: 2310.15141 (K-SEQ).
     """
     need(
         tree.drawn == "iid" or len(tree) == 0,
