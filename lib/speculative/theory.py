@@ -82,7 +82,7 @@ def block_rule_accepts(
 ) -> float:
     """Expected accepted tokens of a drawn chain under the block rule.
 
-    tokens: (n,); p: n + 1 laws (V,); q: n laws. Source: 2403.10444 (block verification).
+    tokens: (n,); p: n + 1 laws (V,); q: n laws. Source: 2403.10444.
     """
     w, passes = 1.0, []
     for i, x in enumerate(tokens):
