@@ -27,6 +27,7 @@ transformers = pytest.importorskip("transformers")
 
 V = 13
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+CLOSE = 2e-5  # some models normalise and turn in float32, whatever their dtype
 SIZES = dict(
     vocab_size=V,
     hidden_size=16,
@@ -116,17 +117,17 @@ def test_a_tree_pass_is_the_chains_and_the_cache_a_fresh_prefill(name):
     for path in ([0, 2, 4], [0, 3], [1]):
         text = [*PROMPT, *(tree.tokens[node] for node in path)]
         fresh = target.forward(target.start(text), text[-1], Tree()).logits[0]
-        assert logits[path[-1] + 1] == pytest.approx(fresh, abs=1e-10)
+        assert logits[path[-1] + 1] == pytest.approx(fresh, abs=CLOSE)
     target.commit(state, [0, 3])
     text = [*PROMPT, 2, 3]
     assert target.rows(state) == len(text)
     fresh = target.start([*text, 0])
     for found, expected in zip(state.cache.layers, fresh.cache.layers):
-        torch.testing.assert_close(found.keys, expected.keys, rtol=0, atol=1e-10)
-        torch.testing.assert_close(found.values, expected.values, rtol=0, atol=1e-10)
+        torch.testing.assert_close(found.keys, expected.keys, rtol=0, atol=CLOSE)
+        torch.testing.assert_close(found.values, expected.values, rtol=0, atol=CLOSE)
     again = target.forward(state, 5, Tree([1])).logits
     direct = target.forward(fresh, 5, Tree([1])).logits
-    assert again == pytest.approx(direct, abs=1e-10)
+    assert again == pytest.approx(direct, abs=CLOSE)
 
 
 def test_a_crop_forgets():
@@ -135,7 +136,7 @@ def test_a_crop_forgets():
     target.crop(state, len(PROMPT) - 1)
     found = target.forward(state, PROMPT[-1], Tree()).logits
     fresh = target.forward(target.start(PROMPT), PROMPT[-1], Tree()).logits
-    assert found == pytest.approx(fresh, abs=1e-12)
+    assert found == pytest.approx(fresh, abs=CLOSE)
     with pytest.raises(ValueError, match="99 rows"):
         target.crop(state, 99)
 

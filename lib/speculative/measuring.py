@@ -10,10 +10,9 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from lib.kit.checks import count, need
 from lib.speculative.controllers import Fixed
@@ -30,6 +29,9 @@ from lib.speculative.harness import (
 )
 from lib.speculative.laws import Warp
 from lib.speculative.verifiers import lossless
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PLAIN = "plain"
 
@@ -112,6 +114,8 @@ def compared(
     own), distinct, text, and the figures of `Trace.summary`. Raises ValueError for two
     methods of one name.
     """
+    import pandas as pd
+
     names = [method.name for method in methods]
     need(
         len({*names, PLAIN}) == len(names) + 1,
@@ -149,6 +153,8 @@ def overview(runs: pd.DataFrame, methods: Sequence[Method] = ()) -> pd.DataFrame
 
     runs: of `compared`; methods: for what they add to the model. Plain comes first.
     """
+    import pandas as pd
+
     known = {method.name: method for method in methods}
     rows = []
     for name, part in runs.groupby("method", sort=False):
