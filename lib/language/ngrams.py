@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from lib.kit.checks import count, need
 
@@ -233,8 +232,3 @@ class Table:
             sure.append(found[1])
             text = [*text[1 - self.order :], found[0]] if self.order > 1 else [found[0]]
         return drafted, sure
-
-
-def law_tensor(model: Ngram, context: Sequence[int]) -> torch.Tensor:
-    """`Ngram.law` as a tensor (V,) float64, for what is written for neural models."""
-    return torch.from_numpy(model.law(context))

@@ -21,6 +21,7 @@ from lib.kit.checks import need
 from lib.kit.manifest import DATA, enter
 from lib.language import corpora, tokens
 from lib.language.weights import load_model
+from lib.speech.assets import card_page
 
 FOLDER, PAGE = "language", "README.md"
 LEFT_OUT = {
@@ -28,6 +29,7 @@ LEFT_OUT = {
     *("encodings", "ensurepip", "site-packages", "__pycache__"),
 }
 GENERATED = ("config-", "_sysconfigdata")  # by a build: they hold its paths
+HEAD = "# Language models\n\nGenerated from the files; read by `lib.language`."
 PSF, PUBLIC = "PSF-2.0", "public domain"
 VERSION = (3, 11)
 BOOKS = (
@@ -176,18 +178,4 @@ def _licence(manifest: Path, name: str, licence: str) -> None:
 
 def page(cards: dict[str, dict[str, Any]]) -> str:
     """The cards of all models as one Markdown page, a section a file."""
-    parts = ["# Language models\n\nGenerated from the files; read by `lib.language`."]
-    for name, card in cards.items():
-        lines = [f"## {name}", "", str(card.get("what", "")), ""]
-        rest = {k: v for k, v in card.items() if k not in ("what", "format")}
-        lines += [f"- {key}: {_plain(value)}" for key, value in sorted(rest.items())]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(_plain(inner) for inner in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{HEAD}\n\n{card_page(cards)}".rstrip() + "\n"

@@ -28,6 +28,8 @@ from lib.speculative.harness import (
     Verdict,
     Verifier,
     check_prompt,
+    kept,
+    said,
     within,
 )
 from lib.speculative.laws import Warp
@@ -140,10 +142,7 @@ def _judged(
     session = row.session
     left = most - (len(session.tokens) - session.prompt)
     verdict = verifier(tree, session.warp(out.logits), session.dice)
-    new = [*(tree.tokens[node] for node in verdict.path), verdict.token]
-    ended = len(new) >= left
-    if eos is not None and eos in new:
-        new, ended = new[: new.index(eos) + 1], True
+    new, ended = kept(said(tree, verdict), left, eos)
     session.tokens += new
     row.drafter.observe(tree, out, verdict)
     row.trace.steps.append(

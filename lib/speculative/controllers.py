@@ -13,12 +13,11 @@ from lib.speculative.harness import Budget, Tree, Verdict
 
 
 class Fixed:
-    """Always the same. gamma: depth; nodes: of a tree, None for no limit; width."""
+    """Always the same. gamma: depth; nodes: of a tree, None for no limit."""
 
-    def __init__(self, gamma: int, nodes: int | None = None, width: int = 1) -> None:
+    def __init__(self, gamma: int, nodes: int | None = None) -> None:
         count("gamma", gamma, 0)
-        count("width", width)
-        self.own = Budget(gamma, 10**9 if nodes is None else nodes, width)
+        self.own = Budget(gamma) if nodes is None else Budget(gamma, nodes)
 
     def budget(self) -> Budget:
         """The same budget."""

@@ -23,6 +23,7 @@ from lib.speculative.harness import (
     Tree,
     Verdict,
     Verifier,
+    said,
     within,
 )
 from lib.speculative.laws import Warp, without
@@ -239,7 +240,7 @@ class Staged:
             p = inner.warp(out.logits)
             verdict = self.verifier(tree, p, inner.dice)
             path = verdict.path
-            new = [*(tree.tokens[node] for node in path), verdict.token]
+            new = said(tree, verdict)
             laws += [p[0], *(p[node + 1] for node in path)]
             self.reader.keep([text[-1], *new[:-1]], path)
             tokens += new

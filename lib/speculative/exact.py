@@ -5,7 +5,6 @@ The method's own code runs under `dice.enumerated`; nothing is simulated.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 
 from lib.speculative.dice import Dice, enumerated
@@ -19,6 +18,7 @@ from lib.speculative.harness import (
     Verifier,
     check_tree,
     decode,
+    said,
 )
 from lib.speculative.laws import Warp
 
@@ -73,7 +73,7 @@ def step_law(
         check_tree(tree, budget, target.vocab)
         out = target.forward(state, prompt[-1], tree)
         verdict = verifier(tree, warp(out.logits), dice)
-        return (*(tree.tokens[node] for node in verdict.path), verdict.token)
+        return tuple(said(tree, verdict))
 
     return enumerated(once)
 
@@ -130,8 +130,3 @@ def prefixes(law: Law, length: int) -> Law:
     for text, mass in law.items():
         short[text[:length]] = short.get(text[:length], 0.0) + mass
     return short
-
-
-def texts(vocab: int, length: int) -> list[tuple[int, ...]]:
-    """All texts of some length, in order."""
-    return list(itertools.product(range(vocab), repeat=length))

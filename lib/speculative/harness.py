@@ -102,7 +102,7 @@ class Out(NamedTuple):
 
 @dataclass(slots=True, frozen=True)
 class Budget:
-    """What a drafter may draft: nodes in all, depth, siblings, and when to stop.
+    """What a drafter may draft: depth, nodes in all, and when to stop.
 
     stop: a drafter stops before a token if the largest of its law, times the draft's
     probability so far where `product` says so, is below it; 0 never stops.
@@ -110,7 +110,6 @@ class Budget:
 
     depth: int
     nodes: int = 10**9
-    width: int = 1
     stop: float = 0.0
     product: bool = True
 
@@ -306,12 +305,7 @@ def decode(
         out = target.forward(state, tokens[-1], tree)
         t2 = now()
         verdict = verifier(tree, warp(out.logits), dice)
-        new = [tree.tokens[node] for node in verdict.path]
-        new.append(verdict.token)
-        ended = len(new) >= left
-        if eos is not None and eos in new:
-            new = new[: new.index(eos) + 1]
-            ended = True
+        new, ended = kept(said(tree, verdict), left, eos)
         tokens += new
         target.commit(state, verdict.path)
         drafter.observe(tree, out, verdict)
@@ -324,6 +318,21 @@ def decode(
         if keep:
             trace.rounds.append((tree, verdict))
     return tokens[len(prompt) :], trace
+
+
+def said(tree: Tree, verdict: Verdict) -> list[int]:
+    """What a round emits: the accepted tokens of the tree, and the one more."""
+    return [*(tree.tokens[node] for node in verdict.path), verdict.token]
+
+
+def kept(new: list[int], left: int, eos: int | None) -> tuple[list[int], bool]:
+    """New tokens up to the end token, and whether the text ends with them.
+
+    new: emitted; left: how many the text still wants; eos: the token that ends it.
+    """
+    if eos is not None and eos in new:
+        return new[: new.index(eos) + 1], True
+    return new, len(new) >= left
 
 
 def within(budget: Budget, depth: int, nodes: int) -> Budget:
