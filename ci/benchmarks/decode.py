@@ -2,14 +2,15 @@
 
 `methods` decodes held-out prompts by every method in turns with plain decoding of the
 same model and prompt; its `ratio` is the median over prompts of plain's time over the
-method's, `low` and `high` the 10 and 90 %. Every method's draft length is chosen on
-other prompts than those it is judged on. Two workloads: "free" text, and "copy", where
-a function is edited. `distinct` is the share of different trigrams in what was written:
-a text that loops flatters every draft. `peers` is the same model and weights as a Llama
-of transformers, with its own generation, each side at its own best length; `ratio` is
-its time over ours. `costs` is c(k), the time of a pass over k tokens over that of one,
-for random weights at several sizes, and `predicted` what it promises at the acceptance
-measured here.
+method's, `low` and `high` the 10 and 90 %. Every method's draft length, and which is
+the `best`, is chosen on other prompts than those it is judged on. Two workloads: "free"
+text, and "copy", where a function is edited. `distinct` is the share of different
+trigrams in what was written: a text that loops flatters every draft, so greedy texts
+that do not (at least half of the trigrams differ) are judged once more by themselves.
+`peers` is the same model and weights as a Llama of transformers, with its own
+generation, each side at its own best length; `ratio` is its time over ours. `costs` is
+c(k), the time of a pass over k tokens over that of one, for random weights at several
+sizes, and `predicted` what it promises at the acceptance measured here.
 """
 
 from __future__ import annotations
@@ -24,15 +25,19 @@ import pandas as pd
 import torch
 
 from ci.tools.bench import BenchmarkError, Options, Target, installed
+from lib import draft_trees as trees
 from lib import language
+from lib import self_speculative as own
 from lib import speculative as sp
 
 PEERS = ("transformers==5.23.0",)
 _ISSUE = "issue 9"
-NEW, LENGTH, LINES = 128, 192, 24  # tokens of a text, of a prompt; prompts judged
-TUNED = 8  # other prompts, on which lengths are chosen
-GAMMAS = (1, 2, 3, 5, 7)
+NEW, LENGTH, LINES = 96, 192, 32  # tokens of a text, of a prompt; prompts judged
+TUNED = 6  # other prompts, on which lengths are chosen
+GAMMAS = (1, 2, 4, 7)
 COLD, HOT = 0.0, 1.0
+UNSURE = "draft, until unsure"
+CALM, DISTINCT = "no loops", 0.5  # greedy texts of which at least half is new
 SIZES = {  # for c(k): random weights
     "0.5 M": language.Sizes(d=128, layers=2, heads=4),
     "6.5 M": language.Sizes(d=256, layers=8, heads=4),
@@ -45,9 +50,9 @@ WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 TARGETS = [
     Target("best", {"workload": "free", "T": HOT}, "ratio", at_least=1.3,
            source=_ISSUE),
-    Target("best", {"workload": "free", "T": COLD}, "ratio", at_least=1.5,
+    Target("best", {"workload": f"free, {CALM}", "T": COLD}, "ratio", at_least=1.5,
            source=_ISSUE),
-    Target("best", {"workload": "copy", "T": COLD}, "ratio", at_least=1.5,
+    Target("best", {"workload": f"copy, {CALM}", "T": COLD}, "ratio", at_least=1.5,
            source=_ISSUE),
     *(
         Target("peers", {"method": method}, "ratio", at_least=1.2, source=_ISSUE)
@@ -63,7 +68,7 @@ class Setting:
     """
 
     def __init__(self, quick: bool) -> None:
-        corpus, self.tokenizer = language.shipped_corpus("python"), language.BPE
+        corpus = language.shipped_corpus("python")
         self.tokenizer = language.shipped_bpe()
         if quick:
             sizes = language.Sizes(d=32, layers=2, heads=2)
@@ -73,7 +78,18 @@ class Setting:
             }
         else:
             self.models = {n: language.shipped_model(n)[0] for n in ("target", "draft")}
+        big = self.models["target"]
+        if quick:
+            self.heads = {
+                head.kind: head for head in (own.Eagle(big), own.Recurrent(big))
+            }
+        else:
+            self.heads = {
+                k: own.shipped_head(k, big)[0] for k in ("eagle", "recurrent")
+            }
         decoders = {n: language.Decoder(m) for n, m in self.models.items()}
+        self.leave = own.ExitTarget(decoders["target"], max(big.sizes.layers // 4, 1))
+        self.hearing = sp.NeuralTarget(decoders["target"], hidden=True)
         self.target = sp.NeuralTarget(decoders["target"])
         self.draft = sp.NeuralTarget(decoders["draft"])
         text = language.stream(self.tokenizer, corpus.texts("train"))
@@ -97,6 +113,7 @@ def offers(s: Setting) -> dict[str, Callable[[], sp.Drafter]]:
     """The drafters that are compared, by name."""
     return {
         "draft": lambda: sp.ModelDrafter(s.draft),
+        UNSURE: lambda: sp.ModelDrafter(s.draft),
         "n-gram": lambda: sp.TableDrafter(s.table),
         "look-up": lambda: sp.LookUp(6, 2),
         "look-up, else draft": lambda: sp.Either(
@@ -108,34 +125,65 @@ def offers(s: Setting) -> dict[str, Callable[[], sp.Drafter]]:
         "staged": lambda: sp.Staged(
             s.draft, sp.TableDrafter(s.table), sp.lossless, sp.Fixed(2)
         ),
+        "best-first tree": lambda: trees.OptTree(s.draft, 6, 0.3, width=4),
+        "early exit": lambda: own.ExitDrafter(s.leave.exit),
+        "EAGLE": lambda: own.HeadDrafter(s.heads["eagle"]),
+        "recurrent": lambda: own.HeadDrafter(s.heads["recurrent"]),
     }
+
+
+def targets(s: Setting) -> dict[str, sp.Target]:
+    """The targets of drafters that want more of a pass than its logits."""
+    return {"early exit": s.leave, "EAGLE": s.hearing, "recurrent": s.hearing}
 
 
 def extra(s: Setting) -> dict[str, dict[str, int]]:
     """Parameters and bytes that a method adds to the target."""
-    own = s.models["draft"].parameters_total
-    model = {"parameters": own, "bytes": 4 * own}
+    small = s.models["draft"].parameters_total
+    model = {"parameters": small, "bytes": 4 * small}
     table = {"parameters": 0, "bytes": s.table.bytes}
     return {
         "draft": model,
+        UNSURE: model,
         "n-gram": table,
         "look-up, else draft": model,
         "look-up, else n-gram": table,
-        "staged": {"parameters": own, "bytes": 4 * own + s.table.bytes},
+        "staged": {"parameters": small, "bytes": 4 * small + s.table.bytes},
+        "best-first tree": model,
+        **{
+            name: {
+                "parameters": head.parameters_total,
+                "bytes": 4 * head.parameters_total,
+            }
+            for name, head in (
+                ("EAGLE", s.heads["eagle"]),
+                ("recurrent", s.heads["recurrent"]),
+            )
+        },
     }
 
 
 def methods(s: Setting, gammas: dict[str, int]) -> list[sp.Method]:
     """Every drafter at its length, as rows of a comparison."""
-    more = extra(s)
+    more, on = extra(s), targets(s)
     return [
-        sp.Method(name, make, partial(sp.Fixed, gammas[name]), **more.get(name, {}))
+        sp.Method(
+            name,
+            make,
+            partial(sp.Confidence, 0.4, gammas[name], False)
+            if name == UNSURE
+            else partial(sp.Fixed, gammas[name]),
+            target=on.get(name),
+            **more.get(name, {}),
+        )
         for name, make in offers(s).items()
     ]
 
 
-def tuned(s: Setting, work: str, warp: sp.Warp, clock: Callable) -> dict[str, int]:
-    """The draft length of every method with the best median on the tuning prompts."""
+def tuned(
+    s: Setting, work: str, warp: sp.Warp, clock: Callable
+) -> dict[str, tuple[int, float]]:
+    """Every method's best draft length on the tuning prompts, and its median there."""
     rows: dict[str, dict[int, float]] = {name: {} for name in offers(s)}
     for gamma in s.gammas:
         some = methods(s, dict.fromkeys(rows, gamma))
@@ -144,7 +192,8 @@ def tuned(s: Setting, work: str, warp: sp.Warp, clock: Callable) -> dict[str, in
         for name, row in sp.overview(runs).iterrows():
             if name != "plain":
                 rows[name][gamma] = row["ratio"]
-    return {name: max(found, key=found.get) for name, found in rows.items()}
+    best = {name: max(found, key=found.get) for name, found in rows.items()}
+    return {name: (gamma, rows[name][gamma]) for name, gamma in best.items()}
 
 
 def methods_table(s: Setting, options: Options, clock: Callable) -> pd.DataFrame:
@@ -154,19 +203,36 @@ def methods_table(s: Setting, options: Options, clock: Callable) -> pd.DataFrame
         for temperature in (HOT, COLD):
             options.say(f"{work}, T = {temperature:g}: lengths")
             warp = sp.Warp(temperature)
-            gammas = tuned(s, work, warp, clock)
+            chosen = tuned(s, work, warp, clock)
+            gammas = {name: gamma for name, (gamma, _) in chosen.items()}
             some = methods(s, gammas)
             options.say(f"{work}, T = {temperature:g}: {gammas}")
             how = {"warp": warp, "clock": clock}
             runs = sp.compared(some, s.target, s.asked[work, "judge"], s.new, **how)
             if temperature == COLD:
                 same_texts(s, work, runs)
-            table = sp.overview(runs, some).reset_index()
-            table.insert(0, "workload", work)
-            table.insert(1, "T", temperature)
-            table.insert(3, "gamma", [gammas.get(n, 0) for n in table["method"]])
-            frames.append(table)
+            parts = {work: runs}
+            if temperature == COLD:
+                parts[f"{work}, {CALM}"] = without_loops(runs)
+            for name, part in parts.items():
+                if part.empty:
+                    continue
+                table = sp.overview(part, some).reset_index()
+                table.insert(0, "workload", name)
+                table.insert(1, "T", temperature)
+                both = [chosen.get(n, (0, 1.0)) for n in table["method"]]
+                table.insert(3, "gamma", [gamma for gamma, _ in both])
+                table.insert(4, "tuned", [ratio for _, ratio in both])
+                table.insert(5, "prompts", part["prompt"].nunique())
+                frames.append(table)
     return pd.concat(frames, ignore_index=True)
+
+
+def without_loops(runs: pd.DataFrame) -> pd.DataFrame:
+    """The prompts whose plain text has mostly different trigrams."""
+    plain = runs[runs["method"] == "plain"]
+    calm = plain.loc[plain["distinct"] >= DISTINCT, "prompt"]
+    return runs[runs["prompt"].isin(calm)]
 
 
 def same_texts(s: Setting, work: str, runs: pd.DataFrame) -> None:
@@ -187,9 +253,9 @@ def same_texts(s: Setting, work: str, runs: pd.DataFrame) -> None:
 
 
 def best_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The quickest method of each workload and temperature."""
-    own = table[table["method"] != "plain"]
-    rows = own.loc[own.groupby(["workload", "T"])["ratio"].idxmax()]
+    """The method of each workload and temperature that was quickest in tuning."""
+    some = table[table["method"] != "plain"]
+    rows = some.loc[some.groupby(["workload", "T"])["tuned"].idxmax()]
     columns = ["workload", "T", "method", "ratio", "low", "high", "distinct", "tau"]
     return rows[columns].reset_index(drop=True)
 
@@ -309,8 +375,8 @@ def costs_table(options: Options) -> pd.DataFrame:
         repeats = 3 if options.quick else (30 if SIZES[name].d < 700 else 8)
         found = sp.costs(target, 256, WIDTHS, repeats)
         for k, seconds in found.items():
-            own = [name, model.parameters_total, k, 1e3 * seconds]
-            rows.append([*own, seconds / found[1]])
+            about = [name, model.parameters_total, k, 1e3 * seconds]
+            rows.append([*about, seconds / found[1]])
     return pd.DataFrame(rows, columns=["size", "parameters", "k", "ms", "c"])
 
 
@@ -320,13 +386,13 @@ def predicted_table(costs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     The draft keeps its share of the target's cost.
     """
     small = costs[costs["size"] == next(iter(SIZES))].iloc[0]["ms"]
-    own = table[(table["method"] == "draft") & (table["workload"] == "free")]
+    drafted = table[(table["method"] == "draft") & (table["workload"] == "free")]
     rows = []
     base = costs[(costs["size"] == "6.5 M") & (costs["k"] == 1)]["ms"]
     share = float(small / base.iloc[0]) if len(base) else 0.15
     for name, part in costs.groupby("size", sort=False):
         cost = sp.curve(part["k"].tolist(), part["c"].tolist())
-        for _, row in own.iterrows():
+        for _, row in drafted.iterrows():
             a = float(row["acceptance"])
             gamma = sp.best_gamma(a, share, cost, 12)
             gain = sp.speedup(a, gamma, share, cost)

@@ -45,20 +45,29 @@ def test_transformers_writes_the_same_text_in_all_its_modes(setting):
         assert bench.theirs(model, small, 2, kind)(prompt, 8) == expected
 
 
-def test_the_quickest_of_each_workload_is_found_and_plain_is_not_a_method():
+def test_the_best_is_chosen_in_tuning_and_plain_is_not_a_method():
     import pandas as pd
 
     rows = [
-        ("free", 1.0, "plain", 1.0),
-        ("free", 1.0, "a", 0.8),
-        ("free", 1.0, "b", 0.9),
-        ("copy", 1.0, "plain", 1.0),
-        ("copy", 1.0, "a", 2.0),
+        ("free", 1.0, "plain", 1.0, 1.0),
+        ("free", 1.0, "a", 0.8, 0.95),
+        ("free", 1.0, "b", 0.9, 0.9),
+        ("copy", 1.0, "plain", 1.0, 1.0),
+        ("copy", 1.0, "a", 0.9, 2.0),
+        ("copy", 1.0, "b", 1.5, 1.4),
     ]
-    table = pd.DataFrame(rows, columns=["workload", "T", "method", "ratio"])
+    table = pd.DataFrame(rows, columns=["workload", "T", "method", "tuned", "ratio"])
     table = table.assign(low=0.0, high=3.0, distinct=1.0, tau=1.0)
     best = bench.best_table(table).set_index("workload")
-    assert best["method"].to_dict() == {"free": "b", "copy": "a"}
+    assert best["method"].to_dict() == {"free": "b", "copy": "b"}
+
+
+def test_texts_that_loop_are_left_out_for_all_methods():
+    import pandas as pd
+
+    rows = [("plain", 0, 0.9), ("a", 0, 0.1), ("plain", 1, 0.2), ("a", 1, 0.8)]
+    runs = pd.DataFrame(rows, columns=["method", "prompt", "distinct"])
+    assert bench.without_loops(runs)["prompt"].tolist() == [0, 0]
 
 
 def test_a_race_takes_turns():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -242,6 +243,21 @@ def test_the_key_changes_with_what_counts_and_only_then(tmp_path):
     assert key() != before
     toy.write_text("def f(:\n")  # the run will report it; the key must not stumble
     assert key() not in known
+
+
+def test_shipped_files_that_are_looked_up_count_too():
+    manifest = {"a.bin": {}, "b.bin": {}, "c.bin": {}}
+
+    def named(text: str) -> set[str]:
+        return hashing.named_data(ast.parse(text), manifest)
+
+    assert named('shipped("a.bin"); x = "b.bin"') == {"a.bin"}
+    assert named('KNOWN = {"x": "b.bin"}\nkit.shipped(KNOWN["x"])') == {"b.bin"}
+    assert named('shipped("a.bin"); shipped(f"{x}.bin"); y = "c.bin"') == {
+        "a.bin",
+        "c.bin",
+    }
+    assert named('y = "c.bin"; shipped()') == {"c.bin"}
 
 
 def test_the_code_hash_follows_only_the_packages_that_the_code_imports(tmp_path):

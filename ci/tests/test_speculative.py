@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
+from lib.kit.start import ROOT
 from lib.language import Decoder, Sizes, Table, Transformer
 from lib.speculative import (
     Blockwise,
@@ -226,6 +229,51 @@ def test_the_context_can_be_filled_to_its_last_token():
         assert len(text) == 15
     with pytest.raises(ValueError, match=r"longer than the context of 16"):
         decode(small, NoDraft(), lossless, Fixed(1), [1], 16)
+
+
+GROWTH = """
+import resource
+import torch
+from lib.language import Decoder, Sizes, Transformer
+from lib.speculative import Fixed, ModelDrafter, NeuralTarget, Warp, decode, lossless
+
+torch.set_num_threads(1)
+
+
+def target(seed):
+    made = Transformer(Sizes(16, 16, 1, 2, max_len=10_200), seed)
+    return NeuralTarget(Decoder(made.requires_grad_(False)))
+
+
+peaks = []
+
+
+def clock():
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return 0.0
+
+
+parts = (target(0), ModelDrafter(target(0)), lossless, Fixed(8), [1, 2, 3])
+text, trace = decode(*parts, 10_000, warp=Warp(1.5), clock=clock)
+print(len(text), trace.passes, peaks[len(peaks) // 10], peaks[-1])
+"""
+
+
+def test_memory_stays_flat_over_ten_thousand_tokens():
+    """The caches lie there from the start: no round may add to the peak."""
+    pytest.importorskip("resource", reason="no resource usage on Windows")
+    run = subprocess.run(
+        [sys.executable, "-c", GROWTH],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    tokens, passes, early, late = map(int, run.stdout.split())
+    assert tokens == 10_000
+    assert passes < 2000
+    unit = 1024**2 if sys.platform == "darwin" else 1024  # of ru_maxrss, in a MB
+    assert (late - early) / unit < 8
 
 
 def test_memory_does_not_grow_with_what_is_rejected():

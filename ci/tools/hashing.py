@@ -38,6 +38,24 @@ def _calls(tree: ast.AST, function: str) -> list[str]:
     return found
 
 
+def named_data(tree: ast.AST, manifest: dict[str, Any]) -> set[str]:
+    """The shipped files that a module or cell asks for.
+
+    Names given to `shipped` literally; where one is looked up, every name of the
+    manifest that stands in the same text.
+    """
+    literal = set(_calls(tree, "shipped"))
+    calls = sum(
+        isinstance(node, ast.Call)
+        and getattr(node.func, "attr", getattr(node.func, "id", "")) == "shipped"
+        for node in ast.walk(tree)
+    )
+    if calls == len(_calls(tree, "shipped")):
+        return literal
+    constants = (n.value for n in ast.walk(tree) if isinstance(n, ast.Constant))
+    return literal | {x for x in constants if isinstance(x, str) and x in manifest}
+
+
 def closure(trees: list[ast.AST], root: Path = ROOT) -> list[Path]:
     """Every file of ours that code imports, directly or not."""
     todo, seen = set().union(*(imported(tree, "") for tree in trees)), set()
@@ -117,8 +135,8 @@ def code_hash(notebook: Notebook, values: dict[str, Any], root: Path = ROOT) -> 
         if place.endswith(".py"):
             trees.append(_parse(text))
         parts += [place, text]
-    shipped = {name for tree in trees for name in _calls(tree, "shipped")}
     manifest = json.loads((root / "data" / "manifest.json").read_text(encoding="utf-8"))
+    shipped = {name for tree in trees for name in named_data(tree, manifest)}
     parts += [f"{name} {manifest.get(name)}" for name in sorted(shipped)]
     parts.append(json.dumps(notebook.resolved(values), sort_keys=True, default=str))
     return sha(*parts, *pinned(trees, root))

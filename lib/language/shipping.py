@@ -161,7 +161,8 @@ def enter_all(folder: Path = DATA) -> None:
     commands = {name: card.get("command", "") for name, card in cards.items()}
     licences = {"python.tar.xz": PSF, "austen.tar.xz": PUBLIC}
     for path in sorted(where.iterdir()):
-        if path.name == PAGE or path.name.startswith("."):
+        unfinished = path.suffix == ".checkpoint" or path.name.startswith(".")
+        if path.name == PAGE or unfinished:
             continue
         name = f"{FOLDER}/{path.name}"
         enter(folder, [name], commands.get(path.name, "python -m lib.language build"))

@@ -14,13 +14,16 @@ from typing import Any
 import torch
 
 from lib.kit.cache import shipped
-from lib.kit.checks import need
+from lib.kit.checks import choice, need
 from lib.kit.manifest import DATA, LICENCE
 from lib.language.transformer import Sizes, Transformer
 
 FORMAT = 1  # of the card
 CARD = "card"  # its name in the file's metadata
-SHIPPED = "language/{}.safetensors"
+SHIPPED = {
+    "target": "language/target.safetensors",
+    "draft": "language/draft.safetensors",
+}
 
 
 def rounded(model: Transformer) -> Transformer:
@@ -95,6 +98,7 @@ def shipped_model(
 ) -> tuple[Transformer, dict[str, Any]]:
     """A shipped model, "target" or "draft", and its card, after its checksum.
 
-    Raises CacheError for a name that is not shipped or a damaged file.
+    Raises ValueError for another name, CacheError for a damaged file.
     """
-    return load_model(shipped(SHIPPED.format(name), folder), dtype)
+    choice("A shipped model", name, SHIPPED)
+    return load_model(shipped(SHIPPED[name], folder), dtype)

@@ -78,7 +78,8 @@ SINGLE = "single-task"
 EXTRA = ("CAGrad", "UPGrad")  # only if asked for
 CORE = tuple(ARMS)[:11]  # on all seeds
 OTHERS = tuple(name for name in ARMS if name not in (*CORE, *EXTRA))
-TWICE = ("sum",)  # trained twice as long: is the curve flat?
+# Trained twice as long: is the curve flat, and does what is seen survive?
+TWICE = ("sum", "VM-UAS", "VM-UAS static", "VS")
 COSTED = ("speech", "corpora", "languages", "device", "model", "batch")
 # At half the steps, on few seeds: what the others are ablations of, and they.
 ABLATED = ("sum", "VM-UAS", "VM-USA", "VC", "selected layers", *OTHERS)
