@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -40,6 +40,9 @@ from lib.speculative import (
     lossless,
     speedup,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def check_skip(skip: Skip, layers: int) -> None:
@@ -192,6 +195,8 @@ def score_layer_sets(model: Transformer, tokens: Tensor) -> pd.DataFrame:
     model; tokens: (batch, T). Returns a row a set: layers (kept ones, a tuple), kept
     (how many), overlap and agreement (means).
     """
+    import pandas as pd
+
     past, x, streams = everywhere(model, tokens)
     p = torch.softmax(model.read(streams[-1]), dim=-1)
     layers, rows = model.sizes.layers, []

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +20,9 @@ from lib.kit.checks import count, need
 from lib.language import Recipe, Transformer
 from lib.language.training import Both, schedule, windows
 from lib.self_speculative.heads import Head
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def train_head(
@@ -116,6 +119,8 @@ def judge_head(
     of `length`. Returns a row a guess: overlap (1 - TV) and agreement (equal likeliest
     tokens), means over positions. Raises ValueError for a text that is too short.
     """
+    import pandas as pd
+
     check_text(head, model, text, length, 0)
     rows = text[: len(text) // length * length].view(-1, length)
     total: dict[int, list[float]] = {}
