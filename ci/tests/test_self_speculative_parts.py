@@ -54,7 +54,6 @@ from lib.self_speculative import (
     on_text,
     predicted,
     regret,
-    rounded_head,
     save_head,
     score,
     score_layer_sets,
@@ -645,7 +644,7 @@ def test_a_head_of_another_model_is_not_trained():
 @pytest.mark.parametrize("kind", ["medusa", "recurrent", "eagle", "adapter", "masks"])
 def test_heads_as_files(kind, tmp_path):
     model = transformer()
-    head = rounded_head(shaken(heads(model)[kind]))
+    head = rounded(shaken(heads(model)[kind]))
     path = tmp_path / "heads" / f"{kind}.safetensors"
     save_head(path, head, {"text": "none", "steps": 0})
     again, card = load_head(path, model)
@@ -666,7 +665,7 @@ def test_heads_as_files(kind, tmp_path):
 def test_a_shipped_head_is_checked(tmp_path):
     model, name = transformer(), "heads/eagle.safetensors"
     (tmp_path / "manifest.json").write_text("{}")
-    save_head(tmp_path / name, rounded_head(Eagle(model)), {"steps": 3})
+    save_head(tmp_path / name, rounded(Eagle(model)), {"steps": 3})
     main(["enter", "--folder", str(tmp_path)])
     assert "## eagle.safetensors" in (tmp_path / "heads" / "README.md").read_text()
     head, card = shipped_head("eagle", model, tmp_path)

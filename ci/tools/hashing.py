@@ -26,34 +26,23 @@ PINS = ("environment.yml", "ci/constraints.txt")
 PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}  # by import
 
 
-def _calls(tree: ast.AST, function: str) -> list[str]:
-    """Literal first arguments of every call of `...function("name")`."""
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and node.args:
-            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            first = node.args[0]
-            if name == function and isinstance(first, ast.Constant):
-                found.append(str(first.value))
-    return found
-
-
 def named_data(tree: ast.AST, manifest: dict[str, Any]) -> set[str]:
     """The shipped files that a module or cell asks for.
 
     Names given to `shipped` literally; where one is looked up, every name of the
     manifest that stands in the same text.
     """
-    literal = set(_calls(tree, "shipped"))
-    calls = sum(
-        isinstance(node, ast.Call)
-        and getattr(node.func, "attr", getattr(node.func, "id", "")) == "shipped"
+    calls = [
+        node.args[0] if node.args else None
         for node in ast.walk(tree)
-    )
-    if calls == len(_calls(tree, "shipped")):
-        return literal
-    constants = (n.value for n in ast.walk(tree) if isinstance(n, ast.Constant))
-    return literal | {x for x in constants if isinstance(x, str) and x in manifest}
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "attr", getattr(node.func, "id", "")) == "shipped"
+    ]
+    found = {str(first.value) for first in calls if isinstance(first, ast.Constant)}
+    if not all(isinstance(first, ast.Constant) for first in calls):
+        constants = (n.value for n in ast.walk(tree) if isinstance(n, ast.Constant))
+        found |= {x for x in constants if isinstance(x, str) and x in manifest}
+    return found
 
 
 def closure(trees: list[ast.AST], root: Path = ROOT) -> list[Path]:

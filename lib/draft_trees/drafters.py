@@ -119,10 +119,7 @@ class ShapeDrafter:
     ) -> None:
         self.model, self.parents = model, topological(parents)
         self.drawn, self.own, self.passes = drawn, warp, 0
-        depth: list[int] = []
-        for parent in self.parents:
-            depth.append(1 if parent < 0 else depth[parent] + 1)
-        self.depth = depth
+        self.depth = Tree(self.parents, self.parents).depths()
 
     def start(self, session: Session) -> None:
         """Read the prompt. Raises ValueError for another vocabulary."""

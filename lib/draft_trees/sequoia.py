@@ -15,6 +15,7 @@ import numpy as np
 
 from lib.kit.checks import count, need
 from lib.speculative.dice import Dice, Random
+from lib.speculative.harness import Tree
 from lib.speculative.laws import residual, without
 
 
@@ -30,10 +31,7 @@ class Shape(NamedTuple):
     @property
     def depth(self) -> int:
         """Levels below the last committed token: passes of the draft model."""
-        depths: list[int] = []
-        for parent in self.parents:
-            depths.append(1 if parent < 0 else depths[parent] + 1)
-        return max(depths, default=0)
+        return max(Tree(self.parents, self.parents).depths(), default=0)
 
 
 # -- what a sibling is worth ----------------------------------------------------------

@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     for kind, skip in ((Sizes, {"vocab"}), (Recipe, set())):
         for field in fields(kind):
             if field.name not in skip:
-                _option(t, field.name, field.default)
+                option(t, field.name, field.default)
     t.set_defaults(run=train)
     b = some.add_parser("build", help="make the shipped texts and tokenizer again")
     b.add_argument("--novels", help="Rdata.rdb of the R package janeaustenr 1.0.0")
@@ -65,7 +65,8 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def _option(p: argparse.ArgumentParser, name: str, value: Any) -> None:
+def option(p: argparse.ArgumentParser, name: str, value: Any) -> None:
+    """A flag for a field of a recipe, by its default value."""
     flag = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
         p.add_argument(flag, action="store_true", help="see Recipe")
@@ -129,7 +130,7 @@ def train(o: argparse.Namespace) -> None:
         checkpoint=state,
         every=o.every,
         judge=o.judge,
-        on_step=_line,
+        on_step=line,
     )
     weights.rounded(model)
     by_exit = training.losses(model, watch, min(recipe.length, len(watch) - 1))
@@ -143,7 +144,8 @@ def _made(kind: type, o: argparse.Namespace, **given: Any) -> Any:
     return kind(**{name: getattr(o, name) for name in names}, **given)
 
 
-def _line(step: int, steps: int, loss: float) -> None:
+def line(step: int, steps: int, loss: float) -> None:
+    """Progress of a training, now and then."""
     if step % LINES == 0 or step == steps:
         tell(f"step {step} of {steps}: loss {loss:.3f}")
 
@@ -176,6 +178,11 @@ def main(words: Sequence[str]) -> None:
     """Entry point; a mistake is one sentence and exit code 1, Ctrl-C is 130."""
     o = parser().parse_args(words)
     o.words = list(words)
+    run(o)
+
+
+def run(o: argparse.Namespace) -> None:
+    """Do what was asked for, o.run(o). Ends with a sentence and 1, or with 130."""
     try:
         o.run(o)
     except (ValueError, CacheError, FloatingPointError, RuntimeError, OSError) as error:

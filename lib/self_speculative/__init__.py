@@ -34,7 +34,6 @@ from lib.self_speculative.exits import (
 )
 from lib.self_speculative.files import (
     load_head,
-    rounded_head,
     save_head,
     shipped_head,
 )
@@ -95,7 +94,6 @@ __all__ = [
     "on_text",
     "predicted",
     "regret",
-    "rounded_head",
     "save_head",
     "score",
     "score_layer_sets",

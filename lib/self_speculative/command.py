@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -17,16 +16,11 @@ from typing import Any
 
 from lib.kit.checks import need
 from lib.kit.manifest import DATA
+from lib.language.command import line, option, run, tell
 
 PROGRAM = "python -m lib.self_speculative"
-LINES = 50  # steps between two lines of progress
 KINDS = ("adapter", "eagle", "masks", "medusa", "recurrent")
 RECIPE = ("steps", "batch", "length", "lr", "warmup", "optimiser", "seed")
-
-
-def tell(text: str) -> None:
-    """One line on standard error."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,8 +44,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--bf16", action="store_true", help="see Recipe")
     for field in fields(Recipe):
         if field.name in RECIPE:
-            kind, value = type(field.default), field.default
-            p.add_argument(f"--{field.name}", type=kind, default=value)
+            option(p, field.name, field.default)
     p.set_defaults(run=train)
     e = some.add_parser("enter", help="enter data/heads in the manifest")
     e.add_argument("--folder", default=str(DATA), help="holds manifest.json")
@@ -91,7 +84,7 @@ def train(o: argparse.Namespace) -> None:
     import torch
 
     from lib.kit.start import device
-    from lib.language import Recipe, corpora, load_model, tokens
+    from lib.language import Recipe, corpora, load_model, rounded, tokens
     from lib.self_speculative import files, training
 
     need(o.threads >= 1, f"--threads is {o.threads}; give at least 1.")
@@ -111,18 +104,13 @@ def train(o: argparse.Namespace) -> None:
     tell(f"{head.parameters_total} parameters, {recipe.steps} steps")
     state = Path(o.out).with_suffix(".checkpoint")
     history = training.train_head(
-        head, model, text, recipe, checkpoint=state, every=o.every, on_step=_line
+        head, model, text, recipe, checkpoint=state, every=o.every, on_step=line
     )
     watch = tokens.stream(tokenizer, corpus.texts("held_out"))
     length = min(recipe.length, len(watch) - 1)
-    found = training.judge_head(files.rounded_head(head), model, watch, length)
+    found = training.judge_head(rounded(head), model, watch, length)
     files.save_head(o.out, head.cpu(), _card(o, head, history, found, table))
     tell(f"wrote {o.out}: overlap of the first guess {found['overlap'][0]:.3f}")
-
-
-def _line(step: int, steps: int, loss: float) -> None:
-    if step % LINES == 0 or step == steps:
-        tell(f"step {step} of {steps}: loss {loss:.3f}")
 
 
 def _card(o, head, history: dict, found: Any, table: str) -> dict:
@@ -149,10 +137,4 @@ def main(words: Sequence[str]) -> None:
     """Entry point; a mistake is one sentence and exit code 1, Ctrl-C is 130."""
     o = parser().parse_args(words)
     o.words = list(words)
-    try:
-        o.run(o)
-    except (ValueError, FloatingPointError, RuntimeError, OSError) as error:
-        raise SystemExit(f"{o.command}: {error}") from None
-    except KeyboardInterrupt:
-        tell(f"{o.command}: interrupted; the same command goes on where it was.")
-        raise SystemExit(130) from None
+    run(o)

@@ -38,14 +38,6 @@ HEAD = (
 KINDS = {part.kind: part for part in (Adapter, Eagle, Masks, Medusa, Recurrent)}
 
 
-def rounded_head(head: Head) -> Head:
-    """Round a head's weights to bfloat16 in place: what `save_head` will write."""
-    with torch.no_grad():
-        for p in head.parameters():
-            p.copy_(p.to(torch.bfloat16).to(p.dtype))
-    return head
-
-
 def save_head(path: str | Path, head: Head, card: Mapping[str, Any]) -> None:
     """Write a head's weights as bfloat16 and a card.
 
