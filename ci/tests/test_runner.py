@@ -16,7 +16,7 @@ import nbformat
 import pytest
 from conftest import Box, wait_for
 
-from ci.tools import hashing, notebooks, run
+from ci.tools import execute, hashing, notebooks, run
 from ci.tools.notebooks import Notebook, UsageError, select
 from lib.kit.parameters import ParameterError
 from lib.kit.start import ROOT
@@ -47,7 +47,7 @@ def refused(box: Box, tmp_path: Path, monkeypatch, capsys):
     def never(*_):
         raise AssertionError("a kernel was about to start")
 
-    monkeypatch.setattr(run, "run_point", never)
+    monkeypatch.setattr(execute, "run_point", never)
 
     def call(*words: str) -> str:
         try:
@@ -110,6 +110,9 @@ def test_an_unknown_notebook_is_refused_with_the_nearest_names(refused):
         (["--profile", "lang"], "invalid choice: 'lang'"),
         (["--jobs", "0"], "--jobs is 0, but must be at least 1"),
         (["--timeout", "0"], "--timeout is 0, but must be at least 1"),
+        (["--cluster", "host:8786"], "--cluster is 'host:8786', but the address"),
+        (["--cluster", "tcp://host"], "is tcp://HOST:PORT"),
+        (["--cluster", "http://host:8786"], "as `dask scheduler` prints it"),
         (["--name", "a/b"], "--name is 'a/b'; use letters"),
         (["--name", ".."], "--name is '..'; use letters"),
     ],
@@ -401,19 +404,19 @@ def test_a_damaged_earlier_run_is_not_trusted(recorded, tmp_path, harm):
     out = tmp_path / "runs"
     shutil.copytree(recorded.runs, out)
     key = recorded.result("b", "15_toy")["key"]
-    folder = run.find_finished(out, key)
+    folder = execute.find_finished(out, key)
     assert folder == out / "b" / "15_toy"
     if harm == "folder":
         shutil.rmtree(folder)
     else:
         path = {
-            "index": run._index(out, key),
+            "index": execute.index_of(out, key),
             "result": folder / "result.json",
             "copy": folder / "15_toy.ipynb",
             "claims": folder / "out" / "15_toy" / "claims.json",
         }[harm]
         path.write_bytes(path.read_bytes()[:-20])
-    assert run.find_finished(out, key) is None
+    assert execute.find_finished(out, key) is None
 
 
 def test_papermill_alone_stops_at_the_check(recorded, tmp_path):

@@ -1,14 +1,16 @@
 """Execute one notebook with papermill, in a process of its own.
 
-`run_point` is what an executor calls (a thread of this machine, or a worker of a
-cluster): it starts this file as a script and waits for it. The script writes its
-progress and its result as small files, so that anybody can watch and nothing is lost
-when it dies. Its standard input is a pipe that nobody writes to: when the runner closes
-it, or dies in whatever way, the script stops its kernel and ends.
+`attempt` is what an executor calls (a thread of this machine, or a worker of a
+cluster): it takes over what is finished, or starts this file as a script and waits for
+it. The script writes its progress and its result as small files, so that anybody can
+watch and nothing is lost when it dies. Its standard input is a pipe that nobody writes
+to: when the runner or worker closes it, or dies in whatever way, the script stops its
+kernel and ends. All that is needed comes as plain data, so that any worker can do it.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import re
@@ -18,25 +20,108 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lib.kit.results import write_json
+from filelock import FileLock, Timeout
+
+from lib.kit.results import processor, versions, write_json
 from lib.kit.start import ROOT, fixed_environment
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 GRACE = 5.0  # seconds for a stopped child to save its partial notebook
 STOPPED = {"ok": False, "stopped": True, "error": "stopped before the end"}
-running: set[subprocess.Popen] = set()  # children of this process, to stop on Ctrl-C
-stopping = threading.Event()  # set in the runner and, later, in the child
+stopped: set[str] = set()  # runs whose points this process must end
 
 
-def run_point(spec: dict[str, Any]) -> dict[str, Any]:
+def index_of(out: Path, key: str) -> Path:
+    """The small file that says where the finished point with this key lies."""
+    return out / ".finished" / f"{key[:24]}.json"
+
+
+def find_finished(out: Path, key: str) -> Path | None:
+    """The folder of a finished point with this key, if it is still whole."""
+    try:
+        entry = json.loads(index_of(out, key).read_text(encoding="utf-8"))
+        folder = out / entry["folder"]
+    except (OSError, ValueError, KeyError):
+        return None
+    result = read_result(folder) or {}
+    good = result.get("ok") and result.get("key") == key and whole(folder, result)
+    return folder if good else None
+
+
+def attempt(spec: dict[str, Any], tell: Callable[[str, str], None]) -> dict[str, Any]:
+    """Run a point, or take it over from an earlier run with the same key.
+
+    spec: of run_point, and label, out (where runs lie), fresh, run (the runner's own
+    mark). tell: called with the label and what is happening to it.
+    """
+    with _locked(spec, tell) as held:
+        if held is None:
+            return STOPPED | {"seconds": 0}
+        if earlier := _earlier(spec):
+            return earlier
+        tell(spec["label"], "running")
+        result = run_point(spec, held)
+        if result["ok"]:
+            place = Path(spec["folder"]).relative_to(spec["out"]).as_posix()
+            write_json(index_of(Path(spec["out"]), spec["key"]), {"folder": place})
+        return result
+
+
+@contextmanager
+def _locked(
+    spec: dict[str, Any], tell: Callable[[str, str], None]
+) -> Iterator[list[int] | None]:
+    """Hold the lock of a point's key: its open files, or None if told to stop first.
+
+    The child inherits them. When a worker dies, whoever takes over its point waits
+    here until the child has noticed and is gone, so that two never share a folder.
+    """
+    files: list[int] = []
+    path = index_of(Path(spec["out"]), spec["key"]).with_suffix(".lock")
+    lock = FileLock(path, on_acquired=files.append)
+    told = False
+    while not lock.is_locked and spec["run"] not in stopped:
+        try:
+            lock.acquire(timeout=0.2)
+        except Timeout:
+            if not told:
+                tell(spec["label"], "another run is at it")
+            told = True
+    try:
+        yield files if lock.is_locked else None
+    finally:
+        lock.release()
+
+
+def _earlier(spec: dict[str, Any]) -> dict[str, Any] | None:
+    """The result of a finished point with this key, copied into the point's folder."""
+    old = find_finished(Path(spec["out"]), spec["key"])
+    if old is None:
+        return None
+    result = read_result(old) or {}
+    # What this very run has finished is never stale: its worker died afterwards.
+    own = result.get("run") == spec["run"]
+    if spec["fresh"] and not own:
+        return None
+    folder = Path(spec["folder"])
+    if old != folder:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(old, folder)
+    return result | {"reused": not own}
+
+
+def run_point(spec: dict[str, Any], held: list[int] | None = None) -> dict[str, Any]:
     """Execute one point and return its result.
 
-    spec: notebook (path), name, folder, parameters, profile, hash, key, timeout. The
-    result holds ok, seconds, and for a failure the cell, its first line and the error.
+    spec: notebook (path), name, folder, parameters, profile, hash, key, timeout, run.
+    held: open files (locks) that the child shall hold as long as it lives. The result
+    holds ok, seconds, where and when it was made, and for a failure the cell, its first
+    line and the error.
     """
     folder = Path(spec["folder"])
     shutil.rmtree(folder, ignore_errors=True)
@@ -55,41 +140,45 @@ def run_point(spec: dict[str, Any]) -> dict[str, Any]:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for the runner, which closes the pipe
+            pass_fds=held or (),
         )
-        running.add(child)
-        try:
-            if stopping.is_set():  # between the queue and here
-                child.stdin.close()
-            child.wait()
-        finally:
-            running.discard(child)
-            child.stdin.close()
+        _wait(child, spec["run"])
     result = read_result(folder) or {
         "ok": False,
         "error": f"the process ended with code {child.returncode} before it could say "
         "why (killed, or out of memory?); its words are in log.txt",
     }
     result |= {"seconds": round(time.monotonic() - started, 1), "key": spec["key"]}
+    result |= {"run": spec["run"], "made": made_here()}
     if result["ok"]:
         result["files"] = _sizes(folder)
     write_json(folder / "result.json", result)
     return result
 
 
-def stop_children() -> None:
-    """Ask every child to stop its kernel and end; kill what does not in time."""
-    stopping.set()
-    children = list(running)
-    for child in children:
-        with suppress(OSError):
-            child.stdin.close()
-    deadline = time.monotonic() + GRACE + 3
-    for child in children:
+def _wait(child: subprocess.Popen, run: str) -> None:
+    """Wait for a child; one whose run is stopped is asked to end, then made to."""
+    while run not in stopped:
         with suppress(subprocess.TimeoutExpired):
-            child.wait(max(0.1, deadline - time.monotonic()))
-        if child.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
+            child.wait(0.2)
+            break
+    child.stdin.close()
+    try:
+        child.wait(GRACE + 3)
+    except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def made_here() -> dict[str, Any]:
+    """Versions, processor and date: what a result owes to the machine that made it."""
+    return {
+        "versions": versions(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -114,6 +203,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 # --- in the child --------------------------------------------------------------------
 
 kernels: set[int] = set()  # process groups: a kernel and whatever it has started
+stopping = threading.Event()  # set when the pipe to whoever started us has closed
 
 
 def _kill_kernels() -> None:

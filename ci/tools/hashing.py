@@ -15,15 +15,37 @@ import ast
 import hashlib
 import json
 import platform
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ci.tools.notebooks import Notebook, tags
-from lib.kit.sources import canonical, files_of, imported
+from lib.kit import sources as kit_sources
+from lib.kit.sources import files_of
 from lib.kit.start import ROOT
 
 PINS = ("environment.yml", "ci/constraints.txt")
 PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}  # by import
+
+# Thirty results stand on the same two hundred files: each is read once. The keys are
+# texts and the trees that `_parse` keeps, so a changed file is read again.
+canonical, imported = cache(kit_sources.canonical), cache(kit_sources.imported)
+
+
+@cache
+def _shipped(tree: ast.AST) -> tuple[set[str], set[str]]:
+    """The names that code gives to `shipped` literally, and those it may look up."""
+    calls = [
+        node.args[0] if node.args else None
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "attr", getattr(node.func, "id", "")) == "shipped"
+    ]
+    found = {str(first.value) for first in calls if isinstance(first, ast.Constant)}
+    if all(isinstance(first, ast.Constant) for first in calls):
+        return found, set()
+    constants = (n.value for n in ast.walk(tree) if isinstance(n, ast.Constant))
+    return found, {x for x in constants if isinstance(x, str)}
 
 
 def named_data(tree: ast.AST, manifest: dict[str, Any]) -> set[str]:
@@ -32,17 +54,8 @@ def named_data(tree: ast.AST, manifest: dict[str, Any]) -> set[str]:
     Names given to `shipped` literally; where one is looked up, every name of the
     manifest that stands in the same text.
     """
-    calls = [
-        node.args[0] if node.args else None
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        and getattr(node.func, "attr", getattr(node.func, "id", "")) == "shipped"
-    ]
-    found = {str(first.value) for first in calls if isinstance(first, ast.Constant)}
-    if not all(isinstance(first, ast.Constant) for first in calls):
-        constants = (n.value for n in ast.walk(tree) if isinstance(n, ast.Constant))
-        found |= {x for x in constants if isinstance(x, str) and x in manifest}
-    return found
+    found, looked_up = _shipped(tree)
+    return found | {x for x in looked_up if x in manifest}
 
 
 def closure(trees: list[ast.AST], root: Path = ROOT) -> list[Path]:
@@ -94,6 +107,7 @@ def _cells(notebook: Notebook, shown: bool = False) -> list[str]:
     return [c.source for c in notebook.code if not skip & set(tags(c))]
 
 
+@cache
 def _parse(source: str) -> ast.AST:
     try:
         return ast.parse(source)
@@ -101,15 +115,21 @@ def _parse(source: str) -> ast.AST:
         return ast.Module(body=[], type_ignores=[])
 
 
+@cache
+def _tops(tree: ast.AST) -> set[str]:
+    """The packages that code imports, by the first word of their names."""
+    tops = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            tops |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            tops.add(node.module.partition(".")[0])
+    return tops
+
+
 def pinned(trees: list[ast.AST], root: Path = ROOT) -> list[str]:
     """The lines of ci/constraints.txt for the packages that code imports itself."""
-    tops = set()
-    for tree in trees:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                tops |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                tops.add(node.module.partition(".")[0])
+    tops = set().union(*map(_tops, trees))
     names = {PACKAGES.get(top, top).lower().replace("_", "-") for top in tops}
     lines = (root / PINS[1]).read_text(encoding="utf-8").splitlines()
     return sorted(line for line in lines if line.partition("==")[0] in names)

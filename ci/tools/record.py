@@ -7,18 +7,17 @@ twice gives the same bytes.
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
+from ci.tools.execute import made_here, read_result
 from ci.tools.notebooks import Notebook, normalise, public_url, write
 from lib.kit.claims import read_claims
-from lib.kit.results import processor, versions, write_json
+from lib.kit.results import write_json
 from lib.kit.start import ROOT
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -135,16 +134,17 @@ def record_outputs(notebook: Notebook, executed: Path) -> bool:
     return write(normalise(merged, notebook.name, public_url()), notebook.path)
 
 
-def provenance(code: str, parameters: dict[str, Any], out: Path) -> dict[str, Any]:
-    """What is needed to judge a number: code, parameters, versions, processor, date."""
-    found = {
-        "hash": code,
-        "parameters": parameters,
-        "versions": versions(),
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
+def provenance(
+    code: str,
+    parameters: dict[str, Any],
+    out: Path,
+    made: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What is needed to judge a number: code, parameters, versions, processor, date.
+
+    made: of the result, where a worker of another machine or an earlier run made it.
+    """
+    found = {"hash": code, "parameters": parameters} | (made or made_here())
     gpu = out / "gpu.json"
     if gpu.exists():
         found |= json.loads(gpu.read_text(encoding="utf-8"))
@@ -159,10 +159,11 @@ def collect(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
         for path in sorted((out / "tables").glob("*.json"))
     }
     claims = out / "claims.json"
+    made = (read_result(folder) or {}).get("made")
     return {
         "notebook": spec["name"],
         "profile": spec["profile"],
-        "provenance": provenance(spec["hash"], spec["resolved"], out),
+        "provenance": provenance(spec["hash"], spec["resolved"], out, made),
         "claims": read_claims(claims) if claims.exists() else [],
         "tables": tables,
     }

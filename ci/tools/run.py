@@ -2,7 +2,7 @@
 
 Each point (a notebook with parameters) runs in its own process. A finished point is
 found again by its key and not run twice; the executor behind it is a
-concurrent.futures one, so that a cluster can take the place of this machine.
+concurrent.futures one, so that a Dask cluster takes the place of this machine.
 """
 
 from __future__ import annotations
@@ -13,34 +13,29 @@ import errno
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
-import shutil
 import signal
 import sys
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import uuid
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from ci.tools.execute import (
-    STOPPED,
-    read_result,
-    run_point,
-    stop_children,
-    stopping,
-    whole,
-)
+from ci.tools import cluster
+from ci.tools.execute import GRACE
 from ci.tools.hashing import code_hash, run_key, stale
 from ci.tools.notebooks import PROFILES, Notebook, UsageError, every_notebook, select
 from ci.tools.publish import update_readme
 from ci.tools.record import provenance, record
+from ci.tools.sweep import summary, sweep_rows, write_sweep
 from lib.kit.claims import read_claims
 from lib.kit.parameters import ParameterError, parse_value
 from lib.kit.results import results_table, tally, write_json
@@ -64,8 +59,10 @@ class Point:
     started: float = 0.0
     result: dict[str, Any] = field(default_factory=dict)
 
-    def spec(self, timeout: int | None) -> dict[str, Any]:
+    def spec(self, options: argparse.Namespace) -> dict[str, Any]:
+        """All that a process anywhere needs to run it, as plain data."""
         return {
+            "label": self.label,
             "notebook": str(self.notebook.path),
             "name": self.notebook.name,
             "folder": str(self.folder),
@@ -75,8 +72,18 @@ class Point:
             "hash": self.hash,
             "key": self.key,
             "cells": len(self.notebook.code),
-            "timeout": timeout,
+            "timeout": options.timeout,
+            "fresh": options.fresh,
+            "out": str(options.out),
+            "run": options.mark,
         }
+
+    def hear(self, state: str) -> None:
+        """What is happening to it, from wherever it runs."""
+        if self.state == "running":  # whoever ran it says no more
+            words = f"{self.label}: its worker was lost, another begins it again"
+            console.print(words, markup=False)
+        self.state, self.started = state, time.monotonic()
 
 
 # --- what to run ---------------------------------------------------------------------
@@ -87,7 +94,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="./ci/run",
         description="Execute notebooks headless; print the scoreboard of their claims.",
-        epilog="Example: ./ci/run 11 -p N=32 --grid seed=0..4",
+        epilog="Example: ./ci/run 11 -p N=32 --grid seed=0..4. A sweep (--grid) runs "
+        "on Dask and leaves its results in sweep.parquet and sweep.csv.",
     )
     add = p.add_argument
     add("notebooks", nargs="*", help="number, part, name or module; all if none")
@@ -101,7 +109,13 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         help="one run a combination: init=legs,lin seed=0..4 sizes=[1,2],[3]",
     )
-    add("--jobs", type=int, default=os.cpu_count() or 1, help="how many at once")
+    add("--jobs", type=int, default=os.cpu_count() or 1, help="how many at once here")
+    add(
+        "--cluster",
+        metavar="ADDRESS",
+        help="tcp://HOST:PORT of a Dask scheduler; its workers, one thread each, may "
+        "be on other machines that see this folder and --out under the same path",
+    )
     add("--fresh", action="store_true", help="run even what is unchanged")
     add("--record", action="store_true", help="write outputs and results back")
     add("--name", help="name of the run's folder; else a time stamp")
@@ -183,6 +197,8 @@ def _check_options(options: argparse.Namespace) -> None:
             "--record keeps the outputs of the default parameters or of a profile: "
             "leave out -p and --grid."
         )
+    if options.cluster:
+        cluster.check_address(options.cluster)
     name = options.name
     if name and (not re.fullmatch(r"[\w.+-]+", name) or name.startswith(".")):
         raise UsageError(f"--name is {name!r}; use letters, digits and . _ + - only.")
@@ -226,51 +242,6 @@ def _point(
         hash=code_hash(notebook, values),
         key=run_key(notebook, values, profile),
     )
-
-
-# --- what is already there -----------------------------------------------------------
-
-
-def _index(out: Path, key: str) -> Path:
-    return out / ".finished" / f"{key[:24]}.json"
-
-
-def find_finished(out: Path, key: str) -> Path | None:
-    """The folder of a finished point with this key, if it is still whole."""
-    try:
-        entry = json.loads(_index(out, key).read_text(encoding="utf-8"))
-        folder = out / entry["folder"]
-    except (OSError, ValueError, KeyError):
-        return None
-    result = read_result(folder) or {}
-    good = result.get("ok") and result.get("key") == key and whole(folder, result)
-    return folder if good else None
-
-
-def execute(point: Point, options: argparse.Namespace) -> dict[str, Any]:
-    """Run a point, or take it over from an earlier run with the same key."""
-    lock = FileLock(_index(options.out, point.key).with_suffix(".lock"))
-    while not lock.is_locked:
-        if stopping.is_set():
-            return STOPPED | {"seconds": 0}
-        try:
-            lock.acquire(timeout=0.2)
-        except Timeout:
-            point.state = "another run is at it"
-    try:
-        if not options.fresh and (old := find_finished(options.out, point.key)):
-            if old != point.folder:
-                shutil.rmtree(point.folder, ignore_errors=True)
-                shutil.copytree(old, point.folder)
-            return read_result(point.folder) | {"reused": True}
-        point.state, point.started = "running", time.monotonic()
-        result = run_point(point.spec(options.timeout))
-        if result["ok"]:
-            place = point.folder.relative_to(options.out).as_posix()
-            write_json(_index(options.out, point.key), {"folder": place})
-        return result
-    finally:
-        lock.release()
 
 
 # --- progress ------------------------------------------------------------------------
@@ -347,29 +318,35 @@ class _Display:
                     console.print(f"{point.label}: {', '.join(at)}", markup=False)
 
 
-def drive(points: list[Point], options: argparse.Namespace) -> bool:
-    """Run all points on an executor with live progress; False if interrupted."""
+def drive(points: list[Point], pool: cluster.Pool, options: argparse.Namespace) -> bool:
+    """Run all points on a pool with live progress; False if interrupted."""
     order = sorted(points, key=lambda p: -p.notebook.seconds)
-    executor = ThreadPoolExecutor(max_workers=min(options.jobs, len(order)))
-    futures = {executor.submit(execute, point, options): point for point in order}
-    pending, complete = set(futures), True
+    futures = {pool.submit(point.spec(options)): point for point in order}
     with _Display(points) as display:
         try:
-            while pending:
-                done, pending = wait(pending, timeout=0.25, return_when=FIRST_COMPLETED)
-                for future in done:
-                    futures[future].result = _settled(future)
-                    display.finished(futures[future])
-                display.tick()
+            _follow(futures, display)
+            return True
         except KeyboardInterrupt:
-            complete = False
-            executor.shutdown(wait=False, cancel_futures=True)
-            stop_children()
-    executor.shutdown(wait=True)
-    for future in (f for f in pending if not f.cancelled()):
-        futures[future].result = _settled(future)
-        console.print(_line(futures[future]), markup=False)
-    return complete
+            pool.stop(options.mark)
+            for future, point in futures.items():
+                if point.state == "waiting":
+                    future.cancel()
+            _follow(futures, display, patience=GRACE + 5)
+            return False
+
+
+def _follow(
+    futures: dict[Future, Point], display: _Display, patience: float = math.inf
+) -> None:
+    """Settle points as they finish, until all have or the patience (s) ends."""
+    deadline = time.monotonic() + patience
+    pending = {f for f, p in futures.items() if not (p.result or f.cancelled())}
+    while pending and time.monotonic() < deadline:
+        done, pending = wait(pending, timeout=0.25, return_when=FIRST_COMPLETED)
+        for future in done:
+            futures[future].result = _settled(future)
+            display.finished(futures[future])
+        display.tick()
 
 
 def _settled(future: Future) -> dict[str, Any]:
@@ -379,7 +356,8 @@ def _settled(future: Future) -> dict[str, Any]:
     except OSError as error:
         words = disk_words(error)
     except Exception as error:
-        words = f"the runner failed ({type(error).__name__}: {error})"
+        words = cluster.lost_words(error)
+        words = words or f"the runner failed ({type(error).__name__}: {error})"
     return {"ok": False, "error": words, "seconds": 0}
 
 
@@ -446,8 +424,10 @@ def write_summary(folder: Path, points: list[Point]) -> None:
     runs = {}
     for p in ran:
         values = p.notebook.resolved(p.values)
-        found = provenance(p.hash, values, p.folder / "out" / p.notebook.name)
+        out, made = p.folder / "out" / p.notebook.name, p.result.get("made")
+        found = provenance(p.hash, values, out, made)
         runs[p.label] = p.result | {"profile": p.profile, "provenance": found}
+        runs[p.label].pop("made", None)  # it stands in the provenance
     write_json(folder / "run.json", runs)
 
 
@@ -514,38 +494,54 @@ def _run_folder(options: argparse.Namespace) -> Path:
 
 def run(options: argparse.Namespace) -> int:
     """Run what is asked for; return 0, 1 after a failure, 130 interrupted."""
-    stopping.clear()
     if options.list:
         list_parameters(select(options.notebooks))
         return 0
     points = make_points(options)
-    options.out = options.out.absolute()
-    try:
-        folder = _run_folder(options)
-        (options.out / ".finished").mkdir(exist_ok=True)
-    except OSError as error:
-        raise UsageError(disk_words(error)) from None
-    for point in points:
-        point.folder = folder / point.label
-    finished, changed = True, []
+    options.out, options.mark = options.out.absolute(), uuid.uuid4().hex
+    heard = {point.label: point for point in points}
+    with cluster.opened(
+        mark=options.mark,
+        jobs=min(options.jobs, len(points)),
+        address=options.cluster,
+        sweep=bool(options.grid),
+        tell=lambda label, state: heard[label].hear(state),
+    ) as pool:
+        if pool.where:
+            console.print(pool.where, markup=False)
+        try:
+            folder = _run_folder(options)
+            (options.out / ".finished").mkdir(exist_ok=True)
+        except OSError as error:
+            raise UsageError(disk_words(error)) from None
+        for point in points:
+            point.folder = folder / point.label
+        finished, changed = _run_waves(points, pool, options)
+    return report(points, folder, finished, changed, options)
+
+
+def _run_waves(
+    points: list[Point], pool: cluster.Pool, options: argparse.Namespace
+) -> tuple[bool, list[str]]:
+    """Run wave after wave; whether all was run, and the names of what was recorded."""
+    changed: list[str] = []
     for wave in waves(points, options.record):
         for point in wave:  # what an earlier wave recorded may belong to the key
             point.key = run_key(point.notebook, point.values, point.profile)
-        finished = drive(wave, options)
-        if not finished:
-            break
+        if not drive(wave, pool, options):
+            return False, changed
         if options.record:
             for point in (p for p in wave if p.result.get("ok")):
-                changed += _recorded(point)
-    if options.record and finished and update_readme():
+                changed += _recorded(point, options)
+    if options.record and update_readme():
         changed.append("README.md")
-    return report(points, folder, finished, changed)
+    return True, changed
 
 
-def _recorded(point: Point) -> list[str]:
+def _recorded(point: Point, options: argparse.Namespace) -> list[str]:
     """Write a finished point back; what cannot be written fails the point."""
     try:
-        return record(point.notebook, point.folder, point.spec(None))
+        return record(point.notebook, point.folder, point.spec(options))
     except (OSError, ValueError) as error:
         words = f"it ran, but could not be recorded: {error}"
         point.result |= {"ok": False, "error": words}
@@ -553,7 +549,11 @@ def _recorded(point: Point) -> list[str]:
 
 
 def report(
-    points: list[Point], folder: Path, finished: bool, changed: list[str]
+    points: list[Point],
+    folder: Path,
+    finished: bool,
+    changed: list[str],
+    options: argparse.Namespace,
 ) -> int:
     """Print scoreboard, failures and where everything lies; return the exit code."""
     done = [p for p in points if p.result.get("ok")]
@@ -563,6 +563,8 @@ def report(
     for point in failed:
         if not point.result.get("stopped"):
             console.print(f"FAILED {failure_words(point)}", markup=False, style="red")
+    if options.grid:
+        _show_sweep(points, folder, options)
     for line in stale_lines():
         console.print(line, markup=False, style="yellow")
     for name in changed:
@@ -576,6 +578,21 @@ def report(
         return 130
     console.print(f"{len(done)} passed, {len(failed)} failed")
     return 1 if failed else 0
+
+
+def _show_sweep(points: list[Point], folder: Path, options: argparse.Namespace) -> None:
+    """Write the table of a sweep and show its verdicts along each axis."""
+    axes = [name for name, _ in map(_pair, options.grid)]
+    ended = [p for p in points if p.result and not p.result.get("stopped")]
+    rows = [row for p in ended for row in sweep_rows(p, axes, claims_of(p))]
+    if not rows:
+        return
+    console.print(summary(rows, axes))
+    names, trouble = write_sweep(folder, rows)
+    if trouble:
+        console.print(trouble, markup=False, style="yellow")
+    places = " and ".join(_short(folder / name) for name in names)
+    console.print(f"one row a point and claim: {places}", markup=False)
 
 
 def main(words: list[str] | None = None) -> int:
