@@ -205,6 +205,8 @@ def test_the_public_address_is_written_everywhere_and_taken_back(published):
         text = "".join(nb["cells"][0]["source"])
         colab = "https://colab.research.google.com/github/somebody/collection/blob/main"
         assert f"{colab}/notebooks/{name}.ipynb" in text
+        binder = "https://mybinder.org/v2/gh/somebody/collection/main?urlpath=lab/tree"
+        assert f"{binder}/notebooks/{name}.ipynb" in text
         assert f'or "{URL}"' in "".join(nb["cells"][1]["source"])
     assert "badges" not in _contract(box)
     assert "set-up" not in _contract(box)
@@ -229,3 +231,23 @@ def test_what_git_cannot_clone_is_refused(published, url):
     assert done.returncode != 0
     assert "is not an address that git can clone" in done.stderr
     assert _texts(published) == published.kept
+
+
+def test_binder_installs_what_environment_yml_lists(tmp_path):
+    stub = tmp_path / "python"  # pip shows its words and list, and installs nothing
+    stub.write_text(
+        "#!/bin/bash\n"
+        f'[ "$1" = - ] && exec "{sys.executable}" "$@"\n'
+        'echo "$@"; while [ "$1" != -r ]; do shift; done; cat "$2"\n'
+    )
+    stub.chmod(0o755)
+    done = subprocess.run(
+        [ROOT / ".binder" / "postBuild"],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    words, *wanted = done.stdout.splitlines()
+    assert f"-c {ROOT}/ci/constraints.txt" in words
+    assert wanted == load().pip_section()

@@ -198,11 +198,13 @@ def badge_line(name: str, url: str) -> str:
     plain = url.removesuffix(".git").rstrip("/")
     badges = []
     if found := re.fullmatch(r"https://github\.com/([^/]+/[^/]+)", plain):
-        badges.append(
+        place = f"notebooks/{name}.ipynb"
+        badges += [
             "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
-            f"(https://colab.research.google.com/github/{found[1]}/blob/main/notebooks/"
-            f"{name}.ipynb)"
-        )
+            f"(https://colab.research.google.com/github/{found[1]}/blob/main/{place})",
+            "[![Open in Binder](https://mybinder.org/badge_logo.svg)]"
+            f"(https://mybinder.org/v2/gh/{found[1]}/main?urlpath=lab/tree/{place})",
+        ]
     badges.append(f"[Source]({plain}/blob/main/notebooks/{name}.ipynb)")
     return " ".join(badges)
 
