@@ -321,13 +321,13 @@ def everything(
 ) -> dict[str, dict[Any, list[Trial]]]:
     """The whole recorded comparison, in the order of what it tells.
 
-    seeds: of the comparison, which is of CORE; few: of all other parts (twice as many
-    for conflict: what one half suggests is tested on the other); steps: of the
-    comparison. Tuning, ablations, front and single tasks have half of them, few labels
-    a quarter, conflict maps a fifth. parts: of PARTS, all if empty; chosen: rates and
-    options of tuned arms, None to tune; workers, bar: of `trials`; common: what all
-    trainings share. Returns {part: named lists of finished trials}. Raises ValueError
-    for a part, RuntimeError where a trial fails.
+    seeds: of the comparison, which is of CORE, and of TWICE; few: of all other parts
+    (twice as many for conflict: what one half suggests is tested on the other); steps:
+    of the comparison. TWICE has twice as many; tuning, ablations, front and single
+    tasks half of them, few labels a quarter, conflict maps a fifth. parts: of PARTS,
+    all if empty; chosen: rates and options of tuned arms, None to tune; workers, bar:
+    of `trials`; common: what all trainings share. Returns {part: named lists of
+    finished trials}. Raises ValueError for a part, RuntimeError where a trial fails.
     """
     for part in parts:
         choice("A part of the comparison", part, PARTS)
@@ -343,7 +343,7 @@ def everything(
         done["comparison"] = run(comparison(chosen, seeds, arms=CORE, **whole), **how)
     if "twice" in wanted:
         twice = common | {"steps": 2 * steps}
-        done["twice"] = run(comparison(chosen, few, arms=TWICE, **twice), **how)
+        done["twice"] = run(comparison(chosen, seeds, arms=TWICE, **twice), **how)
     if "conflict" in wanted:
         more = [*few, *(seed + max(few) + 1 for seed in range(len(few)))]
         done["conflict"] = run(conflicts(more, **fifth), conflict, **how)
