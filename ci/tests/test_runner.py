@@ -390,12 +390,15 @@ def test_a_result_older_than_its_code_is_stale(recorded):
     _replace(path, "range(5)", "range(6)")
     lines = _stale(recorded)
     assert "15_toy.default.json is stale (older than its code): ./ci/run 15" in lines
+    assert _stale(recorded, "{'15_toy'}") == lines
+    assert _stale(recorded, "{'11_hippo'}") == ""  # a run tells of its own notebooks
     path.write_text(kept, encoding="utf-8")
     assert _stale(recorded) == ""
 
 
-def _stale(box: Box) -> str:
-    code = "from ci.tools.run import stale_lines; print('\\n'.join(stale_lines()))"
+def _stale(box: Box, names: str = "None") -> str:
+    code = "from ci.tools.run import stale_lines as f; "
+    code += f"print('\\n'.join(f({names})))"
     return box.command(sys.executable, "-c", code).stdout.strip()
 
 

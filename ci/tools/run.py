@@ -431,8 +431,11 @@ def write_summary(folder: Path, points: list[Point]) -> None:
     write_json(folder / "run.json", runs)
 
 
-def stale_lines() -> list[str]:
-    """Recorded results that are older than the code that would make them today."""
+def stale_lines(names: set[str] | None = None) -> list[str]:
+    """Recorded results that are older than the code that would make them today.
+
+    names: of the notebooks to look at, None for all (some seconds).
+    """
     known = {notebook.name: notebook for notebook in every_notebook()}
     lines = []
     try:
@@ -440,6 +443,8 @@ def stale_lines() -> list[str]:
     except ValueError as error:  # a damaged file; the text names it
         return [str(error)]
     for run in recorded:
+        if names is not None and run.notebook not in names:
+            continue
         name = f"results/{run.notebook}.{run.profile}.json"
         option = "" if run.profile == "default" else f" --profile {run.profile}"
         try:
@@ -565,7 +570,8 @@ def report(
             console.print(f"FAILED {failure_words(point)}", markup=False, style="red")
     if options.grid:
         _show_sweep(points, folder, options)
-    for line in stale_lines():
+    ran = None if options.record else {point.notebook.name for point in points}
+    for line in stale_lines(ran):
         console.print(line, markup=False, style="yellow")
     for name in changed:
         console.print(f"recorded {name}", markup=False)
