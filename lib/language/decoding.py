@@ -23,6 +23,8 @@ from lib.language.transformer import EPS, Transformer, turned, turns
 from lib.language.trees import Layout
 
 LONGEST = 64  # rows of a chain whose mask is kept
+CACHED = 4 << 20  # bytes of weights that stay in a processor's cache from pass to pass
+FEW = 6  # rows up to which W x^T is read more quickly than x W^T
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,9 @@ class Decoder:
         ]
         s = self.sizes
         self.table = turns(s.max_len, s.width, s.theta, self.dtype, self.device)
+        held = sum(part.nbytes for part in [self.embedding, *sum(self.layers, ())])
+        far = held > CACHED and self.device.type == "cpu"
+        self.product = streamed if far else product
         self._masks: dict[int, Tensor] = {}
 
     def cache(self, batch: int = 1, room: int = 256) -> Cache:
@@ -168,7 +173,7 @@ class Decoder:
             if skip is None or number not in skip.attention:
                 x = self._attend(x, weights, own, place)
             if skip is None or number not in skip.mlp:
-                x = _mlp(x, weights)
+                x = self._mlp(x, weights)
             if streams:
                 seen.append(x.view(batch, n, d))
         x = x.view(batch, n, d)
@@ -178,14 +183,14 @@ class Decoder:
     def read(self, x: Tensor) -> Tensor:
         """Logits (..., vocab) of a stream (..., d)."""
         normed = functional.rms_norm(x, (x.shape[-1],), self.norm, EPS)
-        return functional.linear(normed, self.embedding)
+        return self.product(normed, self.embedding)
 
     def _attend(
         self, x: Tensor, weights: tuple, own: tuple[Tensor, Tensor], place: Place
     ) -> Tensor:
         """x (batch n, d) + attention over the cache, into which n rows are written."""
         s, (norm, qkv, out, *_) = self.sizes, weights
-        y = functional.linear(functional.rms_norm(x, (s.d,), norm, EPS), qkv)
+        y = self.product(functional.rms_norm(x, (s.d,), norm, EPS), qkv)
         y = y.view(place.batch, place.n, 3 * s.heads, s.width)
         # Queries and keys are turned at once: (batch, n, 2 heads, width).
         qk = turned(y[:, :, : 2 * s.heads], place.turn).transpose(1, 2)
@@ -195,7 +200,13 @@ class Decoder:
         y = functional.scaled_dot_product_attention(
             qk[:, : s.heads], k, v, attn_mask=place.mask, is_causal=place.causal
         )
-        return torch.addmm(x, y.transpose(1, 2).reshape(x.shape), out.t())
+        return self.product(y.transpose(1, 2).reshape(x.shape), out, x)
+
+    def _mlp(self, x: Tensor, weights: tuple) -> Tensor:
+        *_, norm, up, down = weights
+        y = self.product(functional.rms_norm(x, (self.sizes.d,), norm, EPS), up)
+        gate, value = y.chunk(2, dim=-1)
+        return self.product(functional.silu(gate).mul_(value), down, x)
 
     # -- where the rows go and what they see ------------------------------------------
 
@@ -254,6 +265,35 @@ class Decoder:
         return place
 
 
+def product(x: Tensor, weight: Tensor, more: Tensor | None = None) -> Tensor:
+    """x W^T, or more + x W^T.
+
+    x: (..., d), or (n, d) with more (n, e); weight: (e, d). Returns (..., e).
+    """
+    if more is None:
+        return functional.linear(x, weight)
+    return torch.addmm(more, x, weight.t())
+
+
+def streamed(x: Tensor, weight: Tensor, more: Tensor | None = None) -> Tensor:
+    """As `product`, for weights that every pass fetches from memory anew.
+
+    For up to six rows a processor's matrix product reads W once in W x^T, and more than
+    once, or slowly, in x W^T; an even number of columns is no dearer than the odd one
+    before it. So one row and three get a row of zeros.
+    """
+    rows = x.numel() // x.shape[-1]
+    if rows > FEW:
+        return product(x, weight, more)
+    flat = x.reshape(rows, -1)
+    if rows in (1, 3):
+        flat = functional.pad(flat, (0, 0, 0, 1))
+    y = torch.mm(weight, flat.t()).t()[:rows]
+    if more is not None:
+        return more + y
+    return y.contiguous().view(*x.shape[:-1], -1)
+
+
 @dataclass
 class Place:
     """Where a pass writes its rows, and what they see.
@@ -285,13 +325,6 @@ class Place:
             keys[batch, :, self.index] = k.transpose(1, 2)
             values[batch, :, self.index] = v.transpose(1, 2)
         return keys[:, :, : self.end], values[:, :, : self.end]
-
-
-def _mlp(x: Tensor, weights: tuple) -> Tensor:
-    *_, norm, up, down = weights
-    y = functional.linear(functional.rms_norm(x, (x.shape[-1],), norm, EPS), up)
-    gate, value = y.chunk(2, dim=-1)
-    return torch.addmm(x, functional.silu(gate).mul_(value), down.t())
 
 
 def _fits(layout: Layout, n: int, behind: int) -> None:
