@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lib.language import Cache, Decoder, Sizes, Skip, Transformer, continued, trees
+from lib.language.decoding import CACHED, FEW, product, streamed
 from lib.language.transformer import turned, turns
 
 V, CONTEXT = 37, 64
@@ -32,9 +33,12 @@ def model() -> Transformer:
     return small()
 
 
-@pytest.fixture(scope="module")
-def decoder(model) -> Decoder:
-    return Decoder(model)
+@pytest.fixture(scope="module", params=["small", "large"])
+def decoder(model, request) -> Decoder:
+    """Read as a small model is, and as one whose weights do not fit into a cache."""
+    found = Decoder(model)
+    found.product = streamed if request.param == "large" else product
+    return found
 
 
 def words(number: int, seed: int = 0) -> list[int]:
@@ -54,6 +58,37 @@ def same_cache(cache: Cache, decoder: Decoder, texts: list[list[int]]) -> float:
         for mine, theirs in zip(cache.held(b), fresh.held()):
             worst = max(worst, gap(mine, theirs) if len(text) > 1 else 0.0)
     return worst
+
+
+# -- products -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", range(1, FEW + 3))
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
+def test_both_products_are_the_sum_over_the_width(rows, kind):
+    made = torch.Generator().manual_seed(rows)
+    wide = torch.randn(rows, 3 * 24, generator=made).to(kind)
+    weight = torch.randn(17, 24, generator=made).to(kind)
+    more = torch.randn(rows, 17, generator=made).to(kind)
+    apart = wide[:, ::3]  # not contiguous
+    exact = torch.einsum("nd,ed->ne", apart.double(), weight.double())
+    tol = 1e-12 if kind == torch.float64 else 40 * torch.finfo(kind).eps
+    for way in (product, streamed):
+        assert gap(way(apart, weight), exact) < tol
+        assert gap(way(apart, weight, more), exact + more) < tol
+        batch = way(apart.reshape(1, rows, 24), weight)
+        assert batch.shape == (1, rows, 17)
+        assert batch.is_contiguous()
+        assert gap(batch[0], exact) < tol
+
+
+def test_a_large_model_is_streamed_and_a_small_one_is_not():
+    with torch.device("meta"):
+        large = Transformer(Sizes(vocab=V, d=256, layers=2, heads=2), 0)
+    held = sum(p.nbytes for p in large.parameters())
+    assert held > CACHED
+    assert Decoder(small()).product is product
+    assert Decoder(large.to_empty(device="cpu")).product is streamed
 
 
 # -- the model ------------------------------------------------------------------------

@@ -248,7 +248,7 @@ def test_files_that_are_no_models(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"something else")
     with pytest.raises(ValueError, match=r"a.safetensors cannot be read"):
         load_model(tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match=r"b.safetensors cannot be read"):
+    with pytest.raises(ValueError, match=r"no file .*b.safetensors; give a language"):
         load_model(tmp_path / "b.safetensors")
     with pytest.raises(ValueError, match=r"does not end in .safetensors"):
         save_model(tmp_path / "a.npz", tiny(), {})
@@ -263,6 +263,9 @@ def test_files_that_are_no_models(tmp_path):
     save_model(tmp_path / "d.safetensors", model, {})
     with pytest.raises(ValueError, match=r"d.safetensors does not fit its card"):
         load_model(tmp_path / "d.safetensors")
+    save_model(tmp_path / "e.safetensors", tiny(), {"sizes": {"d": 16, "heads": 3}})
+    with pytest.raises(ValueError, match=r"its sizes are \{'d': 16, 'heads': 3\}"):
+        load_model(tmp_path / "e.safetensors")
 
 
 # -- the command line -----------------------------------------------------------------
@@ -336,7 +339,7 @@ def test_the_page_and_the_manifest_name_what_is_there(book, tmp_path):
         (["--out", "a.npz"], "end it in .safetensors"),
         (["--optimiser", "sgd"], "choose one of muon, adamw"),
         (["--tokenizer", "no.json"], "cannot be read as a tokenizer"),
-        (["--teacher", "no.safetensors"], "cannot be read as a language model"),
+        (["--teacher", "no.safetensors"], "There is no file no.safetensors; give a"),
         (["--threads", "0"], "give at least 1"),
         (["--length", "100"], "exceed the context of 64"),
     ],

@@ -5,24 +5,21 @@ The rounded weights are the head, as in `lib.language.weights`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lib.kit.cache import shipped
 from lib.kit.checks import choice, need
 from lib.kit.manifest import DATA, LICENCE, enter
 from lib.language import Transformer
-from lib.language.weights import CARD
+from lib.language.weights import FORMAT, filled, read_rounded, write_rounded
 from lib.self_speculative.heads import Adapter, Eagle, Head, Medusa, Recurrent
 from lib.self_speculative.masks import Masks
 from lib.speech.assets import card_page
 
-FORMAT = 1  # of the card
 FOLDER, PAGE = "heads", "README.md"
 SHIPPED = {
     "adapter": "heads/adapter.safetensors",
@@ -42,54 +39,16 @@ def save_head(path: str | Path, head: Head, card: Mapping[str, Any]) -> None:
     """Write a head's weights as bfloat16 and a card.
 
     path: ends in .safetensors; head; card: plain data, what made it, on which model,
-    and what it can do. Raises ValueError for another ending and weights that are not
-    finite.
+    and what it can do. Raises ValueError as `write_rounded`.
     """
-    from safetensors.torch import save_file
-
-    path = Path(path)
-    need(
-        path.suffix == ".safetensors",
-        f"{path.name} does not end in .safetensors; give such a name.",
-    )
-    state = {
-        name: part.detach().cpu().to(torch.bfloat16).contiguous()
-        for name, part in head.state_dict().items()
-    }
-    bad = [name for name, part in state.items() if not bool(part.isfinite().all())]
-    need(
-        not bad, f"The weights {', '.join(bad[:3])} are not finite; train with less lr."
-    )
     about = {"format": FORMAT, "licence": LICENCE, "kind": head.kind}
     about |= {"made": head.about(), "d": head.d, "vocab": head.vocab}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(about | dict(card), ensure_ascii=False, sort_keys=True)
-    save_file(state, path, metadata={CARD: text})
+    write_rounded(path, head, about | dict(card))
 
 
 def read_head(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights and the card of a head's file. Raises ValueError."""
-    from safetensors import safe_open
-
-    name = Path(path).name
-    try:
-        with safe_open(path, "pt") as file:
-            card = json.loads((file.metadata() or {})[CARD])
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        missing = {"format", "kind", "made", "d", "vocab"} - set(card)
-    except Exception as error:  # safetensors and json raise many kinds
-        raise ValueError(
-            f"{name} cannot be read as a head ({type(error).__name__}); restore or "
-            "train it again."
-        ) from None
-    need(
-        not missing,
-        f"{name} cannot be read as a head: its card has no "
-        f"{', '.join(sorted(missing))}.",
-    )
-    found = card["format"]
-    need(found == FORMAT, f"{name} has format {found}; this code reads {FORMAT}.")
-    return state, card
+    return read_rounded(path, "a head", {"kind", "made", "d", "vocab"})
 
 
 def load_head(path: str | Path, model: Transformer) -> tuple[Head, dict[str, Any]]:
@@ -106,14 +65,7 @@ def load_head(path: str | Path, model: Transformer) -> tuple[Head, dict[str, Any
         f"{name} was made for width {own[0]} and {own[1]} tokens; the model has width "
         f"{model.sizes.d} and {model.sizes.vocab} tokens. Train a head for this model.",
     )
-    head = KINDS[kind](model, **made)
-    try:
-        head.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{name} does not fit its card: {str(error).splitlines()[-1].strip()}"
-        ) from None
-    return head.eval().requires_grad_(False), card
+    return filled(KINDS[kind](model, **made), state, name), card
 
 
 def shipped_head(

@@ -148,6 +148,15 @@ def compared(
     return pd.DataFrame(rows)
 
 
+def differing(runs: pd.DataFrame) -> pd.Series:
+    """How many prompts a method's text is not plain decoding's on, by method.
+
+    runs: of `compared`.
+    """
+    texts = runs.pivot(index="prompt", columns="method", values="text")
+    return texts.apply(lambda column: (column != texts[PLAIN]).sum())
+
+
 def overview(runs: pd.DataFrame, methods: Sequence[Method] = ()) -> pd.DataFrame:
     """One row a method: means, and the median and 10-90 % of the ratio over prompts.
 
