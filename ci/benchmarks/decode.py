@@ -33,10 +33,12 @@ from lib import speculative as sp
 PEERS = ("transformers==5.23.0",)
 _ISSUE = "issue 9"
 NEW, LENGTH, LINES = 96, 192, 32  # tokens of a text, of a prompt; prompts judged
-TUNED = 6  # other prompts, on which lengths are chosen
-GAMMAS = (1, 2, 4, 7)
+TUNED = 16  # other prompts, on which lengths are chosen
+GAMMAS = (1, 3, 5, 7)  # with the last token 2, 4, 6 and 8 rows: see `streamed`
+THEIRS = (1, 2, 3, 4, 5, 7)  # what transformers may choose from
 COLD, HOT = 0.0, 1.0
 UNSURE = "draft, until unsure"
+BLOCK = "draft, block rule"
 CALM, DISTINCT = "no loops", 0.5  # greedy texts of which at least half is new
 SIZES = {  # for c(k): random weights
     "0.5 M": language.Sizes(d=128, layers=2, heads=4),
@@ -114,13 +116,14 @@ def offers(s: Setting) -> dict[str, Callable[[], sp.Drafter]]:
     return {
         "draft": lambda: sp.ModelDrafter(s.draft),
         UNSURE: lambda: sp.ModelDrafter(s.draft),
+        BLOCK: lambda: sp.ModelDrafter(s.draft),
         "n-gram": lambda: sp.TableDrafter(s.table),
         "look-up": lambda: sp.LookUp(6, 2),
         "look-up, else draft": lambda: sp.Either(
-            sp.LookUp(6, 4), sp.ModelDrafter(s.draft)
+            sp.LookUp(6, 2), sp.ModelDrafter(s.draft)
         ),
         "look-up, else n-gram": lambda: sp.Either(
-            sp.LookUp(6, 3), sp.TableDrafter(s.table)
+            sp.LookUp(6, 2), sp.TableDrafter(s.table)
         ),
         "staged": lambda: sp.Staged(
             s.draft, sp.TableDrafter(s.table), sp.lossless, sp.Fixed(2)
@@ -145,6 +148,7 @@ def extra(s: Setting) -> dict[str, dict[str, int]]:
     return {
         "draft": model,
         UNSURE: model,
+        BLOCK: model,
         "n-gram": table,
         "look-up, else draft": model,
         "look-up, else n-gram": table,
@@ -163,9 +167,11 @@ def extra(s: Setting) -> dict[str, dict[str, int]]:
     }
 
 
-def methods(s: Setting, gammas: dict[str, int]) -> list[sp.Method]:
+def methods(s: Setting, gammas: dict[str, int], warp: sp.Warp) -> list[sp.Method]:
     """Every drafter at its length, as rows of a comparison."""
     more, on = extra(s), targets(s)
+    # A greedy draft is fixed: there the block rule is the plain comparison.
+    drawn = warp.temperature > 0
     return [
         sp.Method(
             name,
@@ -173,59 +179,78 @@ def methods(s: Setting, gammas: dict[str, int]) -> list[sp.Method]:
             partial(sp.Confidence, 0.4, gammas[name], False)
             if name == UNSURE
             else partial(sp.Fixed, gammas[name]),
+            verifier=sp.block_rule if name == BLOCK else sp.lossless,
             target=on.get(name),
             **more.get(name, {}),
         )
         for name, make in offers(s).items()
+        if drawn or name != BLOCK
     ]
 
 
 def tuned(
     s: Setting, work: str, warp: sp.Warp, clock: Callable
-) -> dict[str, tuple[int, float]]:
-    """Every method's best draft length on the tuning prompts, and its median there."""
-    rows: dict[str, dict[int, float]] = {name: {} for name in offers(s)}
+) -> dict[str, tuple[int, float, float]]:
+    """Every method's best draft length on the tuning prompts, and its medians there.
+
+    The second median is over the prompts whose text does not loop, or the first again.
+    """
+    rows: dict[str, dict[int, tuple[float, float]]] = {}
     for gamma in s.gammas:
-        some = methods(s, dict.fromkeys(rows, gamma))
+        some = methods(s, dict.fromkeys(offers(s), gamma), warp)
         how = {"warp": warp, "seed": 1000, "clock": clock}
         runs = sp.compared(some, s.target, s.asked[work, "tune"], s.new, **how)
-        for name, row in sp.overview(runs).iterrows():
-            if name != "plain":
-                rows[name][gamma] = row["ratio"]
-    best = {name: max(found, key=found.get) for name, found in rows.items()}
-    return {name: (gamma, rows[name][gamma]) for name, gamma in best.items()}
+        calm = without_loops(runs)
+        both = [sp.overview(part) for part in (runs, runs if calm.empty else calm)]
+        for method in some:
+            found = tuple(float(part.loc[method.name, "ratio"]) for part in both)
+            rows.setdefault(method.name, {})[gamma] = found
+    best = {name: max(found, key=lambda g: found[g][0]) for name, found in rows.items()}
+    return {name: (gamma, *rows[name][gamma]) for name, gamma in best.items()}
 
 
 def methods_table(s: Setting, options: Options, clock: Callable) -> pd.DataFrame:
     """Every method on both workloads, sampled and greedy, a row each."""
-    frames = []
-    for work in ("free", "copy"):
-        for temperature in (HOT, COLD):
-            options.say(f"{work}, T = {temperature:g}: lengths")
-            warp = sp.Warp(temperature)
-            chosen = tuned(s, work, warp, clock)
-            gammas = {name: gamma for name, (gamma, _) in chosen.items()}
-            some = methods(s, gammas)
-            options.say(f"{work}, T = {temperature:g}: {gammas}")
-            how = {"warp": warp, "clock": clock}
-            runs = sp.compared(some, s.target, s.asked[work, "judge"], s.new, **how)
-            if temperature == COLD:
-                same_texts(s, work, runs)
-            parts = {work: runs}
-            if temperature == COLD:
-                parts[f"{work}, {CALM}"] = without_loops(runs)
-            for name, part in parts.items():
-                if part.empty:
-                    continue
-                table = sp.overview(part, some).reset_index()
-                table.insert(0, "workload", name)
-                table.insert(1, "T", temperature)
-                both = [chosen.get(n, (0, 1.0)) for n in table["method"]]
-                table.insert(3, "gamma", [gamma for gamma, _ in both])
-                table.insert(4, "tuned", [ratio for _, ratio in both])
-                table.insert(5, "prompts", part["prompt"].nunique())
-                frames.append(table)
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat(
+        [
+            table
+            for work in ("free", "copy")
+            for temperature in (HOT, COLD)
+            for table in workload(s, work, sp.Warp(temperature), options, clock)
+        ],
+        ignore_index=True,
+    )
+
+
+def workload(
+    s: Setting, work: str, warp: sp.Warp, options: Options, clock: Callable
+) -> list[pd.DataFrame]:
+    """Every method at its best length: on all prompts, greedy also without loops."""
+    T = warp.temperature
+    options.say(f"{work}, T = {T:g}: lengths")
+    chosen = tuned(s, work, warp, clock)
+    gammas = {name: gamma for name, (gamma, *_) in chosen.items()}
+    some = methods(s, gammas, warp)
+    options.say(f"{work}, T = {T:g}: {gammas}")
+    how = {"warp": warp, "clock": clock}
+    runs = sp.compared(some, s.target, s.asked[work, "judge"], s.new, **how)
+    parts = {work: runs}
+    if T == COLD:
+        same_texts(s, work, runs)
+        parts[f"{work}, {CALM}"] = without_loops(runs)
+    found = []
+    for name, part in parts.items():
+        if part.empty:
+            continue
+        table = sp.overview(part, some).reset_index()
+        own = [chosen.get(method, (0, 1.0, 1.0)) for method in table["method"]]
+        table.insert(0, "workload", name)
+        table.insert(1, "T", T)
+        table.insert(3, "gamma", [gamma for gamma, *_ in own])
+        table.insert(4, "tuned", [row[1 if name == work else 2] for row in own])
+        table.insert(5, "prompts", part["prompt"].nunique())
+        found.append(table)
+    return found
 
 
 def without_loops(runs: pd.DataFrame) -> pd.DataFrame:
@@ -337,10 +362,12 @@ def peers_table(s: Setting, options: Options, clock: Callable) -> pd.DataFrame:
     rows = []
     for (kind, forward), (target, make) in makers.items():
         options.say(f"transformers: {kind}, {forward} forward")
-        gammas = (0,) if kind == "plain" else s.gammas
+        here, there = s.gammas, s.gammas if options.quick else THEIRS
+        if kind == "plain":
+            here = there = (0,)
         sides = {
-            "ours": {g: ours(s, target, make, g) for g in gammas},
-            "theirs": {g: partial(_theirs, model, small, g, kind) for g in gammas},
+            "ours": {g: ours(s, target, make, g) for g in here},
+            "theirs": {g: partial(_theirs, model, small, g, kind) for g in there},
         }
         best = {}
         for side, calls in sides.items():

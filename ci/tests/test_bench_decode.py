@@ -22,9 +22,10 @@ def test_prompts_for_tuning_are_others_than_those_judged(setting):
 
 
 def test_every_method_writes_plain_decodings_greedy_text(setting):
-    some = bench.methods(setting, dict.fromkeys(bench.offers(setting), 2))
+    cold = sp.Warp(0.0)
+    some = bench.methods(setting, dict.fromkeys(bench.offers(setting), 2), cold)
     prompts = setting.asked["copy", "judge"]
-    runs = sp.compared(some, setting.target, prompts, 10, warp=sp.Warp(0.0))
+    runs = sp.compared(some, setting.target, prompts, 10, warp=cold)
     bench.same_texts(setting, "copy", runs)
     wrong = runs.copy()
     last = wrong.index[-1]
@@ -68,6 +69,35 @@ def test_texts_that_loop_are_left_out_for_all_methods():
     rows = [("plain", 0, 0.9), ("a", 0, 0.1), ("plain", 1, 0.2), ("a", 1, 0.8)]
     runs = pd.DataFrame(rows, columns=["method", "prompt", "distinct"])
     assert bench.without_loops(runs)["prompt"].tolist() == [0, 0]
+
+
+def test_a_length_is_chosen_by_the_median_over_the_tuning_prompts(monkeypatch):
+    import types
+
+    import pandas as pd
+
+    names, asked = ("a", "b"), {("free", "tune"): []}
+    some = types.SimpleNamespace(gammas=(1, 3), asked=asked, target=None, new=1)
+    monkeypatch.setattr(bench, "offers", lambda s: dict.fromkeys(names))
+    monkeypatch.setattr(
+        bench, "methods", lambda s, g, w: [sp.Method(n) for n in names if g[n]]
+    )
+    turn = iter([{"a": 1.2, "b": 1.1}, {"a": 1.1, "b": 1.3}])
+    figures = ["tau", "acceptance", "drafted", "target_tokens"]
+
+    def compared(*parts, **how):
+        now = {"plain": 1.0} | next(turn)
+        rows = [
+            {"method": m, "prompt": n, "ratio": x + n * (m != "plain"), "distinct": d}
+            for m, x in now.items()
+            for n, d in ((0, 0.9), (1, 0.1), (2, 0.1))
+        ]
+        return pd.DataFrame(rows).assign(**dict.fromkeys(figures, 1.0))
+
+    monkeypatch.setattr(sp, "compared", compared)
+    found = bench.tuned(some, "free", sp.Warp(0.0), None)
+    # The second figure is of prompt 0 alone, whose text does not loop.
+    assert found == {"a": (1, 2.2, 1.2), "b": (3, 2.3, 1.3)}
 
 
 def test_a_race_takes_turns():
