@@ -1,4 +1,4 @@
-"""lib.kit.parallel: two processes are one run with the mean gradient, and resume."""
+"""Two processes are one run with the mean gradient, and resume; both ways to start."""
 
 import os
 import subprocess
@@ -10,6 +10,7 @@ from torch import nn
 
 from lib.kit import parallel
 from lib.kit.start import ROOT
+from lib.speech import launching
 from lib.speech.pretraining import Loss, Recipe, train
 
 WORKER = """
@@ -17,29 +18,36 @@ import sys
 import torch
 from torch import nn
 from lib.kit import parallel
+from lib.speech.launching import session, together
 from lib.speech.pretraining import Loss, Recipe, train
 
-out, steps, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-torch.manual_seed(0)
-model = nn.Linear(3, 2)
-stop = {"at": int(sys.argv[4])}
+def work(out, steps, path, stop):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
 
-def loss(batch, g):
-    return (model(batch) - torch.randn(2, generator=g)).square().mean()
+    def loss(batch, g):
+        return (model(batch) - torch.randn(2, generator=g)).square().mean()
 
-def batches(step):
-    if step == stop["at"]:
-        raise SystemExit(7)
-    own = torch.Generator().manual_seed(parallel.part(step))
-    return torch.randn(4, 3, generator=own)
+    def batches(step):
+        if step == stop:
+            raise SystemExit(7)
+        own = torch.Generator().manual_seed(parallel.part(step))
+        return torch.randn(4, 3, generator=own)
 
-with parallel.session():
-    keep = path if parallel.first() and path else None
-    done = train(model, {"one": Loss(loss)}, batches, Recipe(steps=steps, lr=0.1),
-                 seed=5, path=keep, every=1)
-    torch.save({"model": model.state_dict(), "history": done},
-               f"{out}.{parallel.rank()}")
+    with session():
+        keep = path if parallel.first() and path else None
+        done = train(model, {"one": Loss(loss)}, batches, Recipe(steps=steps, lr=0.1),
+                     seed=5, path=keep, every=1)
+        torch.save({"model": model.state_dict(), "history": done},
+                   f"{out}.{parallel.rank()}")
+
+out, steps, path, stop, processes = sys.argv[1:]
+together(work, out, int(steps), path, int(stop), processes=int(processes))
 """
+WAYS = {  # how two processes begin: the launcher of torch, or accelerate's, from inside
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+    "accelerate": [],
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,21 +57,26 @@ def script(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module", params=list(WAYS))
+def way(request):
+    if request.param == "accelerate":
+        pytest.importorskip("accelerate", reason="accelerate is not installed")
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def whole(script):
+def whole(script, way):
     """What both processes of an unbroken run end with."""
-    assert together(script, script.parent / "whole") == 0
-    return results(script.parent / "whole")
+    assert together(way, script, script.parent / way) == 0
+    return results(script.parent / way)
 
 
-def together(script, out, steps=4, path="", stop=-1, processes=2):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    words = [str(processes), str(script), str(out), str(steps), str(path), str(stop)]
+def together(way, script, out, steps=4, path="", stop=-1):
+    inside = 2 if way == "accelerate" else 1
+    words = [str(x) for x in (script, out, steps, path, stop, inside)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *launch, *words], env=environment, capture_output=True
-    )
-    return done.returncode
+    command = [sys.executable, *WAYS[way], *words]
+    return subprocess.run(command, env=environment, capture_output=True).returncode
 
 
 def results(out, processes=2):
@@ -106,11 +119,11 @@ def test_two_processes_are_one_run_with_the_mean_gradient(whole):
     assert one["history"]["loss"] == pytest.approx(history["loss"], abs=1e-6)
 
 
-def test_a_run_of_two_goes_on_from_the_first_checkpoint(script, whole, tmp_path):
+def test_a_run_of_two_goes_on_from_the_first_checkpoint(way, script, whole, tmp_path):
     path = tmp_path / "run.pt"
-    assert together(script, tmp_path / "broken", path=path, stop=2) != 0
+    assert together(way, script, tmp_path / "broken", path=path, stop=2) != 0
     assert path.exists()
-    assert together(script, tmp_path / "resumed", path=path) == 0
+    assert together(way, script, tmp_path / "resumed", path=path) == 0
     for resumed, end in zip(results(tmp_path / "resumed"), whole):
         assert len(resumed["history"]["loss"]) == 4
         for name, value in end["model"].items():
@@ -141,3 +154,24 @@ def test_alone_nothing_changes(monkeypatch):
         assert model.bias.grad is None
         assert parallel.mean({"a": 1.5}) == {"a": 1.5}
         assert parallel.share(3, model, None, {}) == 3
+
+
+def test_what_a_process_says_is_told_once(tmp_path):
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    command = [sys.executable, "-m", "lib.speech", "pretrain", "shipped:en"]
+    command += ["--out", str(tmp_path / "m.pt"), "--labels", "none", "--processes", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("--labels is 'none'; choose one of") == 1
+    assert "Traceback" not in done.stderr
+    with pytest.raises(ValueError, match="processes is 0; give a whole number"):
+        launching.together(print, processes=0)
+
+
+def test_one_process_is_a_call_and_several_need_accelerate(monkeypatch):
+    seen = []
+    launching.together(seen.append, 3, processes=1)
+    assert seen == [3]
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ModuleNotFoundError, match="install the hub group"):
+        launching.together(seen.append, 3, processes=2)

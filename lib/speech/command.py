@@ -40,7 +40,7 @@ def tell(text: str) -> None:
 
 
 def speaks() -> bool:
-    """Whether this process tells: of several that torchrun started, the first."""
+    """Whether this process tells: of several that train together, the first."""
     return os.environ.get("RANK", "0") == "0"  # torch is not needed to know
 
 
@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
         help="of a new encoder (default 128)",
     )  # fmt: skip
     _option(train, "blocks", 3, "blocks of a new encoder")
+    _option(train, "processes", 1, "that train together, one a device")
     _option(train, "held-out", 0.1, "share not trained on, if no split is named test")
     _pretrain(some.add_parser("pretrain", parents=[train], help="learn from audio"))
     _finetune(some.add_parser("finetune", parents=[train], help="learn from texts"))
@@ -179,7 +180,7 @@ def finetune(o: argparse.Namespace) -> None:
 
 def _running(make: Callable, *what, watch, options: argparse.Namespace, **more):
     """Call a training with what both commands share, and say where its result is."""
-    from lib.kit.parallel import session
+    from lib.speech.launching import session
     from lib.speech.recipes import Run, checkpoint_of
 
     o, began, there = options, time.monotonic(), Path(options.out).exists()
@@ -240,6 +241,27 @@ def transcribe(o: argparse.Namespace) -> None:
 def main(words: Sequence[str]) -> None:
     """Entry point; a mistake is one sentence and exit code 1, Ctrl-C is 130."""
     o = parser().parse_args(words)
+    if getattr(o, "processes", 1) == 1:
+        _one(o)
+        return
+    from lib.speech.launching import together
+
+    try:
+        together(_several, o, processes=o.processes)
+    except (ValueError, ModuleNotFoundError, RuntimeError) as error:
+        raise SystemExit(f"{o.command}: {error}") from None
+
+
+def _several(o: argparse.Namespace) -> None:
+    """What each of several processes does: a mistake is told by who started them."""
+    try:
+        _one(o)
+    except SystemExit as end:
+        raise RuntimeError(str(end.code).removeprefix(f"{o.command}: ")) from None
+
+
+def _one(o: argparse.Namespace) -> None:
+    """What one process does."""
     try:
         o.run(o)
     except BrokenPipeError:  # whoever reads the texts has enough
