@@ -6,12 +6,14 @@ filters from the data that each row carries.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from ci.pages.anchors import places
 from ci.tools.hashing import stale
 from ci.tools.notebooks import every_notebook
 from lib.kit.claims import MARKS
@@ -127,8 +129,26 @@ def _measured(row: Row, profile: str, old: bool) -> str:
     )
 
 
-def table_row(row: Row, profiles: Iterable[str], old: set[tuple[str, str]]) -> str:
-    """A row of the table, with the data by which the page filters."""
+def coded() -> set[tuple[str, str]]:
+    """Notebook and claim wherever the page of the notebook has a place for it."""
+    return {
+        (notebook.name, name)
+        for notebook in every_notebook()
+        for names in places(json.loads(notebook.path.read_text("utf-8"))).values()
+        for name in names
+    }
+
+
+def table_row(
+    row: Row,
+    profiles: Iterable[str],
+    old: set[tuple[str, str]],
+    code: set[tuple[str, str]] = frozenset(),
+) -> str:
+    """A row of the table, with the data by which the page filters.
+
+    old: notebook and profile of stale runs; code: notebook and claim with a place.
+    """
     facts = {
         "notebook": row.notebook,
         "kind": row.kind,
@@ -149,6 +169,9 @@ def table_row(row: Row, profiles: Iterable[str], old: set[tuple[str, str]]) -> s
         *(_measured(row, p, (row.notebook, p) in old) for p in profiles),
     ]
     name = f'<a href="{page}#claims">{row.notebook[:2]} {escape(row.id)}</a>'
+    if (row.notebook, row.id) in code:
+        which = f'aria-label="code of claim {row.notebook[:2]} {row.id}"'
+        name += f'<br><small><a href="{page}#{row.id}" {which}>code</a></small>'
     body = "".join(f"<td>{cell}</td>" for cell in cells)
     return f'<tr {data}><th scope="row">{name}</th>{body}</tr>'
 
@@ -189,13 +212,17 @@ def filters(rows: list[Row], titles: Mapping[str, str]) -> str:
     )
 
 
-def table(rows: list[Row], old: set[tuple[str, str]]) -> str:
-    """The table of all claims."""
+def table(
+    rows: list[Row],
+    old: set[tuple[str, str]],
+    code: set[tuple[str, str]] = frozenset(),
+) -> str:
+    """The table of all claims; see `table_row`."""
     profiles = [p for p in PROFILES if any(p in row.measured for row in rows)]
     heads = ["claim", "statement", "source", "expected", "published"]
     heads += [f"measured, {profile}" for profile in profiles]
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    body = "\n".join(table_row(row, profiles, old) for row in rows)
+    body = "\n".join(table_row(row, profiles, old, code) for row in rows)
     return (
         '<div class="wide-table" tabindex="0" role="region" aria-label="All claims">'
         '<table id="claims-table"><caption>All recorded claims</caption>'
@@ -213,8 +240,9 @@ def intro(rows: list[Row]) -> str:
 columns stand side by side: what the paper published, what the run of the notebook
 measured (*default*), and what longer and larger runs measured (*long*, *full*).
 An *identity* must hold to rounding, a *theorem* within a stated tolerance; a *trend* is
-measured over seeds and printed whichever way it falls. A claim's name leads to its
-notebook. A published number is never printed as if it had been measured here."""
+measured over seeds and printed whichever way it falls. A claim's name leads to the
+table of its notebook, *code* to the cell that makes it. A published number is never
+printed as if it had been measured here."""
 
 
 def page(titles: Mapping[str, str]) -> str:
@@ -223,5 +251,5 @@ def page(titles: Mapping[str, str]) -> str:
     rows = rows_of(runs)
     return (
         f"{NO_CONTENTS}# Scoreboard of all claims\n\n{intro(rows)}\n\n"
-        f"{filters(rows, titles)}\n\n{table(rows, outdated(runs))}\n"
+        f"{filters(rows, titles)}\n\n{table(rows, outdated(runs), coded())}\n"
     )

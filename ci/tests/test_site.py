@@ -1,6 +1,7 @@
 """The site: what is generated for it, and a small build without warnings."""
 
 import hashlib
+import json
 import re
 from importlib.util import find_spec
 
@@ -8,6 +9,7 @@ import pytest
 import yaml
 
 from ci.pages import citations, scoreboard, sources
+from ci.pages.anchors import anchored, ids_of
 from ci.pages.citations import Paper, bibtex, papers_of
 from ci.pages.names import Names, Scope
 from ci.pages.scoreboard import rows_of
@@ -200,6 +202,54 @@ def test_the_table_reads_without_a_script():
         "words",
     ]
     assert "2008.07669 HiPPO" in form
+
+
+# -- from a claim to its cell ----------------------------------------------------------
+
+
+def test_claims_are_found_where_they_are_made():
+    assert ids_of(
+        'claims.trend("C2", "C3 is text", x)\nclaims.identity("C10", "a")'
+    ) == [
+        "C2",
+        "C10",
+    ]
+    made = 'for key, x in {"C4": 1, "C5": 2}.items():\n    claims.theorem(key, "b")'
+    assert ids_of(made) == ["C4", "C5"]
+    assert ids_of('print("C6")') == []
+    assert ids_of("%pip install x") == []
+    assert ids_of('claims.trend(f"C{7}", "b")') == []
+
+
+def test_a_place_stands_before_each_cell_that_makes_claims_and_the_table_leads_there():
+    table = '<table class="claims"><tr><th scope="row" style="a">C1</th></tr>'
+    table += '<tr><th scope="row" style="a">C9</th></tr></table>'
+    cells = [
+        {"cell_type": "code", "source": ['claims.trend("C1", "a")'], "outputs": []},
+        {"cell_type": "markdown", "source": ["C1"]},
+        {
+            "cell_type": "code",
+            "source": ['claims.trend("C1", "again")', "claims.show()"],
+            "outputs": [{"data": {"text/html": [table]}}, {"text": "C1"}],
+        },
+    ]
+    before = json.dumps(cells)
+    made = anchored({"cells": cells})["cells"]
+    assert json.dumps(cells) == before
+    assert [cell["cell_type"] for cell in made] == ["markdown", "code"] * 2
+    assert made[0]["source"] == ['<span id="C1"></span>']
+    shown = made[3]["outputs"][0]["data"]["text/html"]
+    assert '<th scope="row" style="a"><a href="#C1">C1</a></th>' in shown
+    assert '<th scope="row" style="a">C9</th>' in shown
+
+
+def test_the_scoreboard_leads_to_the_code_of_a_claim():
+    rows = rows_of([run_of("default", claim("C1"), claim("C2"))])
+    made = scoreboard.table(rows, set(), {("11_hippo", "C2")})
+    assert 'href="notebooks/11_hippo.html#C2"' in made
+    assert 'href="notebooks/11_hippo.html#C1"' not in made
+    known = scoreboard.coded()
+    assert {("12_ssm_init", "C6"), ("51_speculative", "C24")} <= known
 
 
 # -- citations -----------------------------------------------------------------------
