@@ -38,7 +38,7 @@ GAMMAS = (1, 3, 5, 7)  # with the last token 2, 4, 6 and 8 rows: see `streamed`
 THEIRS = (1, 2, 3, 4, 5, 7)  # what transformers may choose from
 COLD, HOT = 0.0, 1.0
 UNSURE = "draft, until unsure"
-BLOCK = "draft, block rule"
+BLOCKS = ("draft, block rule", "EAGLE, block rule")
 CALM, DISTINCT = "no loops", 0.5  # greedy texts of which at least half is new
 SIZES = {  # for c(k): random weights
     "0.5 M": language.Sizes(d=128, layers=2, heads=4),
@@ -116,7 +116,7 @@ def offers(s: Setting) -> dict[str, Callable[[], sp.Drafter]]:
     return {
         "draft": lambda: sp.ModelDrafter(s.draft),
         UNSURE: lambda: sp.ModelDrafter(s.draft),
-        BLOCK: lambda: sp.ModelDrafter(s.draft),
+        BLOCKS[0]: lambda: sp.ModelDrafter(s.draft),
         "n-gram": lambda: sp.TableDrafter(s.table),
         "look-up": lambda: sp.LookUp(6, 2),
         "look-up, else draft": lambda: sp.Either(
@@ -131,13 +131,15 @@ def offers(s: Setting) -> dict[str, Callable[[], sp.Drafter]]:
         "best-first tree": lambda: trees.OptTree(s.draft, 6, 0.3, width=4),
         "early exit": lambda: own.ExitDrafter(s.leave.exit),
         "EAGLE": lambda: own.HeadDrafter(s.heads["eagle"]),
+        BLOCKS[1]: lambda: own.HeadDrafter(s.heads["eagle"]),
         "recurrent": lambda: own.HeadDrafter(s.heads["recurrent"]),
     }
 
 
 def targets(s: Setting) -> dict[str, sp.Target]:
     """The targets of drafters that want more of a pass than its logits."""
-    return {"early exit": s.leave, "EAGLE": s.hearing, "recurrent": s.hearing}
+    heads = dict.fromkeys(("EAGLE", BLOCKS[1], "recurrent"), s.hearing)
+    return {"early exit": s.leave} | heads
 
 
 def extra(s: Setting) -> dict[str, dict[str, int]]:
@@ -148,7 +150,7 @@ def extra(s: Setting) -> dict[str, dict[str, int]]:
     return {
         "draft": model,
         UNSURE: model,
-        BLOCK: model,
+        BLOCKS[0]: model,
         "n-gram": table,
         "look-up, else draft": model,
         "look-up, else n-gram": table,
@@ -161,6 +163,7 @@ def extra(s: Setting) -> dict[str, dict[str, int]]:
             }
             for name, head in (
                 ("EAGLE", s.heads["eagle"]),
+                (BLOCKS[1], s.heads["eagle"]),
                 ("recurrent", s.heads["recurrent"]),
             )
         },
@@ -179,12 +182,12 @@ def methods(s: Setting, gammas: dict[str, int], warp: sp.Warp) -> list[sp.Method
             partial(sp.Confidence, 0.4, gammas[name], False)
             if name == UNSURE
             else partial(sp.Fixed, gammas[name]),
-            verifier=sp.block_rule if name == BLOCK else sp.lossless,
+            verifier=sp.block_rule if name in BLOCKS else sp.lossless,
             target=on.get(name),
             **more.get(name, {}),
         )
         for name, make in offers(s).items()
-        if drawn or name != BLOCK
+        if drawn or name not in BLOCKS
     ]
 
 
