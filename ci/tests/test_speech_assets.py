@@ -68,7 +68,7 @@ def test_build_is_the_only_word(package, monkeypatch):
 
 
 def test_from_the_shell():
-    asked = [sys.executable, "-m", "lib.bl_just", "bild"]
+    asked = [sys.executable, "-m", "lib.local_constraints", "bild"]
     done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.strip() == "Usage: python -m lib.bl_just build"
+    assert done.stderr.strip() == "Usage: python -m lib.local_constraints build"

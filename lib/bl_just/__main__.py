@@ -1,8 +1,8 @@
-"""`python -m lib.bl_just build`: make the shipped models of data/ again."""
+"""`python -m lib.bl_just train`: a recogniser from your recordings; `build`: data/."""
 
 import sys
 
-from lib.speech.assets import command
+from lib.bl_just.command import main
 
 if __name__ == "__main__":
-    command("bl_just", sys.argv[1:])
+    main(sys.argv[1:])
