@@ -12,8 +12,9 @@ import copy
 import re
 from typing import Any
 
+KINDS = ("identity", "theorem", "trend")  # of claims, and what makes them
 ID = re.compile(r"C\d+\w*")
-MAKERS = ("identity", "theorem", "trend")
+SHOWN = re.compile(rf'(<th scope="row"[^>]*>)({ID.pattern})(</th>)')  # in a table
 
 
 def ids_of(source: str) -> list[str]:
@@ -23,7 +24,7 @@ def ids_of(source: str) -> list[str]:
     except SyntaxError:  # a magic: such a cell makes no claim
         return []
     calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    if not any(isinstance(f, ast.Attribute) and f.attr in MAKERS for f in calls):
+    if not any(isinstance(f, ast.Attribute) and f.attr in KINDS for f in calls):
         return []
     texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
     found = [text for text in texts if isinstance(text, str) and ID.fullmatch(text)]
@@ -67,10 +68,11 @@ def _link(data: dict[str, Any], known: set[str]) -> None:
     html = "".join(data.get("text/html", ""))
     if '<table class="claims">' not in html:
         return
-    data["text/html"] = re.sub(
-        r'(<th scope="row"[^>]*>)(C\d+\w*)(</th>)',
-        lambda m: (
-            f'{m[1]}<a href="#{m[2]}">{m[2]}</a>{m[3]}' if m[2] in known else m[0]
-        ),
-        html,
-    )
+
+    def link(match: re.Match[str]) -> str:
+        begin, name, end = match.groups()
+        return (
+            f'{begin}<a href="#{name}">{name}</a>{end}' if name in known else match[0]
+        )
+
+    data["text/html"] = SHOWN.sub(link, html)

@@ -17,6 +17,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
+from ci.pages.anchors import anchored
 from ci.pages.listings import listing
 from ci.pages.names import Names, Scope
 from ci.tools.notebooks import is_badge_line, module_of
@@ -114,8 +115,10 @@ def slug(title: str) -> str:
 def adapt(notebook: dict) -> dict:
     """A notebook as its page shows it: the page has buttons where the file has badges.
 
-    The set-up cell is folded, and a picture's alt text is put where myst-nb looks.
+    The set-up cell is folded, a picture's alt text is put where myst-nb looks, and a
+    claim leads to its cell.
     """
+    notebook = anchored(notebook)
     for cell in notebook["cells"]:
         metadata = cell["metadata"]
         if cell["cell_type"] == "markdown":

@@ -6,14 +6,13 @@ filters from the data that each row carries.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from ci.pages.anchors import places
+from ci.pages.anchors import KINDS, places
 from ci.tools.hashing import stale
 from ci.tools.notebooks import every_notebook
 from lib.kit.claims import MARKS
@@ -134,7 +133,7 @@ def coded() -> set[tuple[str, str]]:
     return {
         (notebook.name, name)
         for notebook in every_notebook()
-        for names in places(json.loads(notebook.path.read_text("utf-8"))).values()
+        for names in places(notebook.nb).values()
         for name in names
     }
 
@@ -198,7 +197,7 @@ def filters(rows: list[Row], titles: Mapping[str, str]) -> str:
     def same(values: Iterable[str]) -> dict[str, str]:
         return {value: value for value in values}
 
-    kinds = [k for k in ("identity", "theorem", "trend") if k in {r.kind for r in rows}]
+    kinds = [k for k in KINDS if k in {r.kind for r in rows}]
     verdicts = sorted({outcome for row in rows for outcome in row.outcomes})
     return (
         '<form id="claim-filters" hidden aria-label="Filter the claims">'

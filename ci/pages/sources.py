@@ -7,13 +7,12 @@ the parts come from the map, the API pages from the modules of lib.
 from __future__ import annotations
 
 import ast
-import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 from ci.pages import citations, scoreboard
-from ci.pages.anchors import anchored
 from ci.pages.names import Module, Names
 from ci.tools.notebooks import every_notebook
 from lib.kit.collection import parts
@@ -138,6 +137,4 @@ def write_sources(folder: Path) -> None:
     write_pages(folder, pages)
     (folder / "notebooks").mkdir()
     for notebook in every_notebook():
-        made = anchored(json.loads(notebook.path.read_text(encoding="utf-8")))
-        text = json.dumps(made, ensure_ascii=False)
-        (folder / "notebooks" / notebook.path.name).write_text(text, encoding="utf-8")
+        shutil.copy(notebook.path, folder / "notebooks")

@@ -169,3 +169,23 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict, dict]]:
         lambda bundle, raw, metadata=None: calls.append((bundle, metadata or {})),
     )
     return calls
+
+
+def speak_into(folder: Path, number: int, rates: Sequence[int] = (16_000,)) -> list:
+    """Spoken English recordings, wav/00.wav and so on, of these rates in turn.
+
+    Returns rows of a manifest: audio, text, language, speaker.
+    """
+    import soundfile
+
+    from lib.speech.features import resample
+    from lib.speech.synthesis import plan, spoken_audio
+
+    asked, rows = plan("en", unlabelled=number, labelled=0, test=0), []
+    (folder / "wav").mkdir(parents=True, exist_ok=True)
+    for i, (request, audio) in enumerate(zip(asked, spoken_audio(asked))):
+        name, rate = f"wav/{i:02d}.wav", rates[i % len(rates)]
+        soundfile.write(folder / name, resample(audio, 16_000, rate), rate)
+        row = {"audio": name, "text": request.text, "language": "en"}
+        rows.append(row | {"speaker": request.speaker})
+    return rows

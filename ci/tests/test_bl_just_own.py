@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
+from conftest import speak_into
 
 from lib.bl_just import Budget, bl_just, command, spent
 from lib.bl_just.own import all_audio, jointly
 from lib.speech import command as speech
 from lib.speech import recipes, trained
 from lib.speech.recipes import Run
-from lib.speech.synthesis import plan, shipped, spoken_audio
+from lib.speech.synthesis import shipped
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES = {"d": 16, "blocks": 1}
@@ -115,6 +115,12 @@ def test_what_cannot_be_trained_is_said(corpus, pool):
         jointly(corpus, (), Run(8), gamma=-1.0, **HOW)
 
 
+def test_it_is_one_process(corpus, monkeypatch):
+    monkeypatch.setattr("lib.kit.parallel.size", lambda: 2)
+    with pytest.raises(ValueError, match="trains in one process; start only one"):
+        jointly(corpus, (), Run(8), **HOW)
+
+
 # -- the command line -----------------------------------------------------------------
 
 
@@ -124,13 +130,11 @@ def there(tmp_path_factory):
     root = tmp_path_factory.mktemp("recordings")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLLECTION_CACHE", str(root / "cache"))
-        asked, rows = plan("en", unlabelled=8, labelled=0, test=0), []
-        for i, (request, audio) in enumerate(zip(asked, spoken_audio(asked))):
-            place = root / ("more" if i > 5 else "wav") / f"{i}.wav"
-            place.parent.mkdir(exist_ok=True)
-            soundfile.write(place, audio, 16_000)
-            rows.append({"audio": f"wav/{i}.wav", "text": request.text})
-        lines = [json.dumps(row | {"language": "en"}) for row in rows[:6]]
+        rows = speak_into(root, 8)
+        (root / "more").mkdir()
+        for row in rows[6:]:
+            (root / row["audio"]).rename(root / "more" / Path(row["audio"]).name)
+        lines = [json.dumps(row) for row in rows[:6]]
         (root / "manifest.jsonl").write_text("\n".join(lines))
         yield root
 

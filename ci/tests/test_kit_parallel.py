@@ -1,17 +1,20 @@
 """Two processes are one run with the mean gradient, and resume; both ways to start."""
 
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 import torch
+from conftest import wait_for
 from torch import nn
 
 from lib.kit import parallel
 from lib.kit.start import ROOT
 from lib.speech import launching
 from lib.speech.pretraining import Loss, Recipe, train
+from lib.speech.recipes import checkpoint_of
 
 WORKER = """
 import sys
@@ -166,6 +169,27 @@ def test_what_a_process_says_is_told_once(tmp_path):
     assert "Traceback" not in done.stderr
     with pytest.raises(ValueError, match="processes is 0; give a whole number"):
         launching.together(print, processes=0)
+
+
+def test_ctrl_c_ends_all_processes_and_the_same_command_goes_on(tmp_path):
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    out, log = tmp_path / "m.pt", tmp_path / "log"
+    command = [sys.executable, "-m", "lib.speech", "pretrain", "shipped:en"]
+    command += ["--out", str(out), "--processes", "2", "--d", "8", "--blocks", "1"]
+    command += ["--steps", "20000", "--every", "5", "--workers", "1"]
+    with log.open("w") as told:
+        running = subprocess.Popen(
+            command, cwd=ROOT, stdout=told, stderr=told, start_new_session=True
+        )
+        wait_for(lambda: checkpoint_of(out).exists(), 120)
+        os.killpg(running.pid, signal.SIGINT)  # a terminal sends it to all of them
+        assert running.wait(timeout=60) == 130
+    said = log.read_text()
+    assert said.count("interrupted; the same command goes on where it was") == 1
+    assert "Traceback" not in said
+    assert checkpoint_of(out).exists()
+    with pytest.raises(ProcessLookupError):
+        os.killpg(running.pid, 0)
 
 
 def test_one_process_is_a_call_and_several_need_accelerate(monkeypatch):

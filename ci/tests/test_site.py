@@ -208,12 +208,8 @@ def test_the_table_reads_without_a_script():
 
 
 def test_claims_are_found_where_they_are_made():
-    assert ids_of(
-        'claims.trend("C2", "C3 is text", x)\nclaims.identity("C10", "a")'
-    ) == [
-        "C2",
-        "C10",
-    ]
+    two = 'claims.trend("C2", "C3 is text", x)\nclaims.identity("C10", "a")'
+    assert ids_of(two) == ["C2", "C10"]
     made = 'for key, x in {"C4": 1, "C5": 2}.items():\n    claims.theorem(key, "b")'
     assert ids_of(made) == ["C4", "C5"]
     assert ids_of('print("C6")') == []

@@ -13,17 +13,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import wait_for
+from conftest import speak_into, wait_for
 
 from lib.kit.start import ROOT
 from lib.speech import command, espeak, recipes, recordings, trained
 from lib.speech.corpus import Corpus
 from lib.speech.espeak import SpeechError
-from lib.speech.features import resample
 from lib.speech.models import save_model
 from lib.speech.readers import Entry, Listing
 from lib.speech.recipes import Run
-from lib.speech.synthesis import plan, shipped, spoken_audio
+from lib.speech.synthesis import shipped
 from lib.speech.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,13 +37,8 @@ def there(tmp_path_factory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("recordings")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLLECTION_CACHE", str(root / "cache"))
-        asked, rows = plan("en", unlabelled=12, labelled=0, test=0), []
-        for i, (request, audio) in enumerate(zip(asked, spoken_audio(asked))):
-            name, rate = f"wav/{i:02d}.wav", RATES[i % 4]
-            (root / "wav").mkdir(exist_ok=True)
-            soundfile.write(root / name, resample(audio, 16_000, rate), rate)
-            row = {"audio": name, "text": f"{request.text}!", "language": "en"}
-            rows.append(row | {"speaker": request.speaker})
+        rows = speak_into(root, 12, RATES)
+        rows = [row | {"text": f"{row['text']}!"} for row in rows]
         rows[3]["split"] = rows[7]["split"] = "test"
         write(root / "manifest.jsonl", rows)
         yield root

@@ -18,12 +18,14 @@ import numpy as np
 
 from lib.bl_just.model import LOSSES, Data, Joint, evaluated, quantizer, run_stage
 from lib.bl_just.schedules import Budget, Stage, bl_just
+from lib.kit import parallel
 from lib.kit.checks import count, need
 from lib.speech.corpus import Corpus, joined
 from lib.speech.recipes import (
     LOOKS,
     Run,
     check_texts,
+    checkpoint_of,
     device_of,
     fingerprint,
     finished,
@@ -55,10 +57,11 @@ def jointly(
     labels, V: of the lower level, "best_rq" or "kmeans"; sizes: other arguments of
     `Conformer`. Returns the recogniser; its history has every loss by stage. Raises
     ValueError as `check_texts`, `finished`, `bl_just` and `train` do, and for a pool
-    with other frames.
+    with other frames or several processes.
     """
     check_texts(corpus)
     count("steps", how.steps, 2)
+    need(parallel.size() == 1, "BL-JUST trains in one process; start only one.")
     audio = all_audio(corpus, *pools)
     sizes = {"features": corpus.features.shape[1]} | (sizes or {})
     key = how.key(corpus) | {"pool": fingerprint(audio), "explore": explore}
@@ -93,7 +96,7 @@ def jointly(
     made = how.written(replace(made, history=history))
     for stage in stages:
         if where := _checkpoint(how.path, stage):
-            Path(where).unlink(missing_ok=True)
+            where.unlink(missing_ok=True)
     return made
 
 
@@ -113,11 +116,9 @@ def all_audio(corpus: Corpus, *pools: Corpus) -> Corpus:
     return joined([replace(part, **bare) for part in parts])
 
 
-def _checkpoint(path: str | Path | None, stage: Stage) -> str | None:
+def _checkpoint(path: str | Path | None, stage: Stage) -> Path | None:
     """Where a stage of the run that will write a model file keeps its checkpoint."""
-    if path is None:
-        return None
-    return str(Path(path).with_name(f"{Path(path).name}.{stage.name}.checkpoint"))
+    return None if path is None else checkpoint_of(f"{path}.{stage.name}")
 
 
 def _looker(how: Run, stage: Stage, made: Trained) -> Callable[[int], None] | None:

@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from lib.kit.cache import CacheError
+from lib.kit import commands
 from lib.kit.checks import need
 from lib.kit.manifest import DATA
 
@@ -183,10 +183,4 @@ def main(words: Sequence[str]) -> None:
 
 def run(o: argparse.Namespace) -> None:
     """Do what was asked for, o.run(o). Ends with a sentence and 1, or with 130."""
-    try:
-        o.run(o)
-    except (ValueError, CacheError, FloatingPointError, RuntimeError, OSError) as error:
-        raise SystemExit(f"{o.command}: {error}") from None
-    except KeyboardInterrupt:
-        tell(f"{o.command}: interrupted; the same command goes on where it was.")
-        raise SystemExit(130) from None
+    commands.run(o, tell, RuntimeError)

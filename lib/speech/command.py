@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lib.kit.cache import CacheError
+from lib.kit import commands
 from lib.kit.checks import choice, need
 from lib.speech import recordings as sound
 from lib.speech.corpus import Corpus
@@ -58,24 +58,8 @@ def parser() -> argparse.ArgumentParser:
         + "; ".join(sound.FORMS.values()),
     )
     some = p.add_subparsers(dest="command", required=True)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
-    _option(common, "tolerance", sound.OWN_TOLERANCE, "share that may be unusable")
-    _option(common, "workers", None, "processes that read audio", int)
-    common.add_argument("--language", default="", help="where a manifest names none")
-    train = argparse.ArgumentParser(add_help=False, parents=[common])
-    train.add_argument("--out", required=True, help="the model file to write")
-    _option(train, "every", 50, "steps between checkpoints")
-    _option(train, "seed", 0, "of all draws")
-    _option(train, "frames", 1000, "of a padded batch (40 ms each)")
-    _option(train, "stack", None, "2: frames of 40 ms, 1: 20 ms; else chosen", int)
-    train.add_argument(  # --d alone would be torchrun's
-        *("--channels", "--d"), dest="d", type=int, default=128,
-        help="of a new encoder (default 128)",
-    )  # fmt: skip
-    _option(train, "blocks", 3, "blocks of a new encoder")
-    _option(train, "processes", 1, "that train together, one a device")
-    _option(train, "held-out", 0.1, "share not trained on, if no split is named test")
+    common, train = common_options(), training_options()
+    option(train, "processes", 1, "that train together, one a device")
     _pretrain(some.add_parser("pretrain", parents=[train], help="learn from audio"))
     _finetune(some.add_parser("finetune", parents=[train], help="learn from texts"))
     _transcribe(some.add_parser("transcribe", parents=[common], help="write texts"))
@@ -84,7 +68,35 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def _option(p: argparse.ArgumentParser, name: str, value, text: str, kind=None) -> None:
+def common_options() -> argparse.ArgumentParser:
+    """What every command on recordings has, as a parent of its parser."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    option(common, "tolerance", sound.OWN_TOLERANCE, "share that may be unusable")
+    option(common, "workers", None, "processes that read audio", int)
+    common.add_argument("--language", default="", help="where a manifest names none")
+    return common
+
+
+def training_options() -> argparse.ArgumentParser:
+    """What every command that trains has, as a parent of its parser."""
+    train = argparse.ArgumentParser(add_help=False, parents=[common_options()])
+    train.add_argument("--out", required=True, help="the model file to write")
+    option(train, "every", 50, "steps between checkpoints")
+    option(train, "seed", 0, "of all draws")
+    option(train, "frames", 1000, "of a padded batch (40 ms each)")
+    option(train, "stack", None, "2: frames of 40 ms, 1: 20 ms; else chosen", int)
+    train.add_argument(  # --d alone would be torchrun's
+        *("--channels", "--d"), dest="d", type=int, default=128,
+        help="of a new encoder (default 128)",
+    )  # fmt: skip
+    option(train, "blocks", 3, "blocks of a new encoder")
+    option(train, "held-out", 0.1, "share not trained on, if no split is named test")
+    return train
+
+
+def option(p: argparse.ArgumentParser, name: str, value, text: str, kind=None) -> None:
+    """An option with its default, which its help names."""
     shown = "" if value is None else f" (default {value})"
     p.add_argument(
         f"--{name}", type=kind or type(value), default=value, help=text + shown
@@ -94,8 +106,8 @@ def _option(p: argparse.ArgumentParser, name: str, value, text: str, kind=None) 
 def _pretrain(p: argparse.ArgumentParser) -> None:
     p.add_argument("corpus", help="what to learn from; texts are not needed")
     p.add_argument("--labels", default="best_rq", help="best_rq (default) or kmeans")
-    _option(p, "codes", 64, "kinds of labels")
-    _option(p, "steps", 900, "of the optimiser")
+    option(p, "codes", 64, "kinds of labels")
+    option(p, "steps", 900, "of the optimiser")
     p.set_defaults(run=pretrain)
 
 
@@ -106,14 +118,14 @@ def _finetune(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--test", help="another corpus, for the error rate at the end")
     p.add_argument("--units", default="characters", help=", ".join(UNITS))
-    _option(p, "steps", 600, "of the optimiser")
+    option(p, "steps", 600, "of the optimiser")
     p.set_defaults(run=finetune)
 
 
 def _transcribe(p: argparse.ArgumentParser) -> None:
     p.add_argument("audio", nargs="+", help="audio files, folders or manifests")
     p.add_argument("--model", required=True, help="what finetune wrote")
-    _option(p, "beam", 8, "width of the beam, 1 for the quickest")
+    option(p, "beam", 8, "width of the beam, 1 for the quickest")
     p.add_argument("--json", action="store_true", help="one JSON object a line")
     p.set_defaults(run=transcribe)
 
@@ -149,7 +161,25 @@ def pretrain(o: argparse.Namespace) -> None:
     choice("--labels", o.labels, recipes.LABELS)
     corpus = corpus_at(o.corpus, o, labelled=False, stack=o.stack)
     corpus, watch = sound.held_out(corpus, o.held_out, o.seed)
-    _running(recipes.pretrained, corpus, o.labels, V=o.codes, watch=watch, options=o)
+    running(recipes.pretrained, corpus, o.labels, V=o.codes, watch=watch, options=o)
+
+
+def labelled_at(o: argparse.Namespace, stack: int | None) -> tuple:
+    """The corpus with texts that a command trains on, and what it is watched on.
+
+    o: with corpus, test, units, held_out, seed; stack: of both. Raises ValueError for a
+    test corpus in another language.
+    """
+    from lib.speech import recipes
+
+    corpus = corpus_at(o.corpus, o, units=o.units, stack=stack)
+    if not o.test:
+        return sound.held_out(corpus, o.held_out, o.seed)
+    watch = corpus_at(o.test, o, units=o.units, stack=corpus.stack, labelled=False)
+    known = {letter for text in corpus.column("text") for letter in text}
+    if warning := recipes.unknown_letters(known, watch):
+        tell(warning)
+    return corpus, watch
 
 
 def finetune(o: argparse.Namespace) -> None:
@@ -165,21 +195,14 @@ def finetune(o: argparse.Namespace) -> None:
         f"{o.start} reads frames of {20 * (stack or 2)} ms; pre-train with --stack "
         f"{o.stack} for others.",
     )
-    corpus = corpus_at(o.corpus, o, units=o.units, stack=stack)
-    if o.test:
-        watch = corpus_at(o.test, o, units=o.units, stack=corpus.stack, labelled=False)
-        known = {letter for text in corpus.column("text") for letter in text}
-        if warning := recipes.unknown_letters(known, watch):
-            tell(warning)
-    else:
-        corpus, watch = sound.held_out(corpus, o.held_out, o.seed)
-    made = _running(recipes.recogniser, corpus, start, watch=watch, options=o)
+    corpus, watch = labelled_at(o, stack)
+    made = running(recipes.recogniser, corpus, start, watch=watch, options=o)
     if watch is not None and speaks():
         judge(made, watch)
 
 
-def _running(make: Callable, *what, watch, options: argparse.Namespace, **more):
-    """Call a training with what both commands share, and say where its result is."""
+def running(make: Callable, *what, watch, options: argparse.Namespace, **more):
+    """Call a training with what all commands share, and say where its result is."""
     from lib.speech.launching import session
     from lib.speech.recipes import Run, checkpoint_of
 
@@ -242,32 +265,23 @@ def main(words: Sequence[str]) -> None:
     """Entry point; a mistake is one sentence and exit code 1, Ctrl-C is 130."""
     o = parser().parse_args(words)
     if getattr(o, "processes", 1) == 1:
-        _one(o)
+        commands.run(o, tell, SpeechError)
         return
+    several = argparse.Namespace(command=o.command, run=lambda _: _together(o))
+    commands.run(several, tell, ModuleNotFoundError, RuntimeError)
+
+
+def _together(o: argparse.Namespace) -> None:
     from lib.speech.launching import together
 
-    try:
-        together(_several, o, processes=o.processes)
-    except (ValueError, ModuleNotFoundError, RuntimeError) as error:
-        raise SystemExit(f"{o.command}: {error}") from None
+    together(_one_of, o, processes=o.processes)
 
 
-def _several(o: argparse.Namespace) -> None:
-    """What each of several processes does: a mistake is told by who started them."""
+def _one_of(o: argparse.Namespace) -> None:
+    """What each of several processes does: who started them tells what was wrong."""
     try:
-        _one(o)
+        commands.run(o, lambda text: None, SpeechError)
     except SystemExit as end:
-        raise RuntimeError(str(end.code).removeprefix(f"{o.command}: ")) from None
-
-
-def _one(o: argparse.Namespace) -> None:
-    """What one process does."""
-    try:
-        o.run(o)
-    except BrokenPipeError:  # whoever reads the texts has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (SpeechError, ValueError, CacheError, FloatingPointError, OSError) as error:
-        raise SystemExit(f"{o.command}: {error}") from None
-    except KeyboardInterrupt:
-        tell(f"{o.command}: interrupted; the same command goes on where it was.")
-        raise SystemExit(130) from None
+        if not isinstance(end.code, str):
+            raise
+        raise RuntimeError(end.code.removeprefix(f"{o.command}: ")) from None

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import io
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -42,7 +43,8 @@ def together(function: Callable[..., Any], *args: Any, processes: int) -> None:
     `lib.speech.recipes`; what it returns is lost; args: of it; processes: one a device,
     or of a CPU; 1 calls it here. The processes are forks: nothing may have touched a
     CUDA device before. Raises ValueError for another number, ModuleNotFoundError
-    without accelerate, RuntimeError where a process failed, with its own words.
+    without accelerate, RuntimeError where a process failed, with its own words;
+    KeyboardInterrupt and SystemExit for Ctrl-C and a kill, after all have ended.
     """
     count("processes", processes)
     if processes == 1:
@@ -50,6 +52,7 @@ def together(function: Callable[..., Any], *args: Any, processes: int) -> None:
         return
     try:
         from accelerate import notebook_launcher
+        from torch.distributed.elastic.multiprocessing.api import SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
@@ -73,6 +76,10 @@ def together(function: Callable[..., Any], *args: Any, processes: int) -> None:
         last = str(said).strip().splitlines()[-1:]
         words = "".join(last).removeprefix("RuntimeError: ")
         raise RuntimeError(f"Process {number} of {processes} failed: {words}") from None
+    except SignalException as stop:  # torch's own name for Ctrl-C and kill
+        if stop.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise SystemExit(128 + stop.sigval) from None
     finally:
         elastic.setLevel(before)
 
