@@ -10,9 +10,8 @@ import torch
 from conftest import wait_for
 from torch import nn
 
-from lib.kit import parallel
+from lib.kit import launching, parallel
 from lib.kit.start import ROOT
-from lib.speech import launching
 from lib.speech.pretraining import Loss, Recipe, train
 from lib.speech.recipes import checkpoint_of
 
@@ -21,7 +20,7 @@ import sys
 import torch
 from torch import nn
 from lib.kit import parallel
-from lib.speech.launching import session, together
+from lib.kit.launching import together
 from lib.speech.pretraining import Loss, Recipe, train
 
 def work(out, steps, path, stop):
@@ -37,7 +36,7 @@ def work(out, steps, path, stop):
         own = torch.Generator().manual_seed(parallel.part(step))
         return torch.randn(4, 3, generator=own)
 
-    with session():
+    with parallel.session():
         keep = path if parallel.first() and path else None
         done = train(model, {"one": Loss(loss)}, batches, Recipe(steps=steps, lr=0.1),
                      seed=5, path=keep, every=1)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lib.bl_just.schedules import Budget, Stage
 from lib.codebooks import KMeans, RandomProjection
+from lib.kit import parallel
 from lib.kit.checks import choice, need
 from lib.speech.batches import Batch, Stream, in_order, padded, spec_augment
 from lib.speech.conformer import Conformer, Recogniser, without_dropout
@@ -144,7 +145,8 @@ class Step(NamedTuple):
 def stepper(
     stage: Stage, data: Data, used: Mapping[str, int] | None = None
 ) -> Callable[..., Step]:
-    """The batches of every step of a stage, from the step alone.
+    """The batches of every step of a stage, from the step alone; of several processes
+    each its own.
 
     used: mini-batches that earlier stages took of each stream, which goes on. Returns a
     function of the step, and of the names wanted where they are not those with a
@@ -175,9 +177,10 @@ def stepper(
     def at(step: int, wanted: Sequence[str] | None = None) -> Step:
         names = [n for n in LOSSES if weights[n] and weights[n][step]]
         names = names if wanted is None else list(wanted)
+        numbers = {n: parallel.part(before[n][step]) for n in names}
         made = {
-            n: padded(sources[n][0], streams[n].at(before[n][step]), data.device)
-            for n in names
+            n: padded(sources[n][0], streams[n].at(number), data.device)
+            for n, number in numbers.items()
         }
         return Step(*(made.get(n) for n in LOSSES), stage.is_frozen(step))
 

@@ -16,6 +16,7 @@ import numpy as np
 from lib.bl_just import lists
 from lib.kit.checks import choice, need
 from lib.kit.claims import interval
+from lib.kit.launching import devices
 from lib.kit.trials import Trial
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def study(
     n: int = 16,
     workers: int | None = None,
     bar: bool = True,
+    processes: int = 1,
     **size: Any,
 ) -> Study:
     """Run the pilot, the grid, the comparison and the sweep; finished trials are kept.
@@ -65,12 +67,16 @@ def study(
     speech: a key of `lists.SPEECH`, or a folder with LibriSpeech, for which there is no
     pilot; ns: labelled utterances; seeds: of pre-training; pairs: fine-tunings of each
     at n, one at the others; gammas: of the sweep, () for none; n: of the pilot, the
-    grid, the ablations and the sweep; workers, bar: of `trials`; size: of
-    `lists.where_of`. Raises ValueError where n is not among ns, or a seed was tuned on.
+    grid, the ablations and the sweep; workers, bar: of `trials`; processes: of each
+    training, 0 for one a GPU, and then one trial at a time if there are several; size:
+    of `lists.where_of`. Raises ValueError where n is not among ns, or a seed was tuned
+    on.
     """
     need(n in ns, f"The ablations have n = {n}, which must be one of {list(ns)}.")
     need(lists.TUNING_SEED not in seeds, "The arms are tuned on seed 9; leave it out.")
-    how = {"workers": workers, "bar": bar}
+    size["processes"] = devices(processes, size.get("device", "cpu"))
+    several = size["processes"] > 1
+    how = {"workers": workers or (1 if several else None), "bar": bar}
     where = lists.where_of(speech, **size)
     first: dict[str, Trial] = {}  # explorations by key
     done: dict[str, list[Trial]] = {"pilot": []}

@@ -42,7 +42,9 @@ from lib.bl_just.schedules import (
     self_training,
     supervised,
 )
+from lib.kit import parallel
 from lib.kit.checks import choice, need
+from lib.kit.launching import data_parallel
 from lib.kit.trials import folder_of
 from lib.speech.corpus import Corpus
 from lib.speech.recognition import FINE_TUNE, SCRATCH, Tuning, error_rate
@@ -108,6 +110,7 @@ def _changed(
 # -- the trials ---------------------------------------------------------------------
 
 
+@data_parallel
 def exploring(
     folder: Path,
     *,
@@ -125,9 +128,10 @@ def exploring(
 
     folder; seed; steps: of the schedule, the budget's SSL gradients; marks: multiples
     of `every` after which a checkpoint is kept beside that of the end; labels: of the
-    lower level; V: codes; size: of the encoder; every: of checkpoints; device; where:
-    of `speech`. Leaves at_<steps>.pt. Returns curves, the loss on the test set, CPU
-    seconds. Raises ValueError for a mark.
+    lower level; V: codes; size: of the encoder; every: of checkpoints; device;
+    processes: each with batches of its own, one model; where: of `speech`. Leaves
+    at_<steps>.pt. Returns curves, the loss on the test set, CPU seconds. Raises
+    ValueError for a mark.
     """
     odd = [mark for mark in marks if mark % every or not 0 < mark < steps]
     need(not odd, f"The marks {odd} are no multiples of {every} below {steps}.")
@@ -152,6 +156,7 @@ def exploring(
     }
 
 
+@data_parallel
 def training(
     folder: Path,
     *,
@@ -178,11 +183,11 @@ def training(
     the first stage's draws; n, subset: labelled utterances; tune: seed of phi, the
     labelled batches and the later stages' draws; N_ssl, N_ctc: the budget; source: key
     of an `exploring` of this seed, whose steps are not run again; labels, V, size,
-    every, device: see there; keep: share of the pool that self-training keeps; options:
-    of `stages_of`; where: of `speech`. Returns error rates, counted gradients, curves,
-    `pull` at ten steps, both losses at the end, CPU seconds; leaves recogniser.pt
-    (float16). Raises ValueError for settings that do not fit, AssertionError where
-    other gradients were counted than planned.
+    every, device, processes: see there; keep: share of the pool that self-training
+    keeps; options: of `stages_of`; where: of `speech`. Returns error rates, counted
+    gradients, curves, `pull` at ten steps, both losses at the end, CPU seconds; leaves
+    recogniser.pt (float16). Raises ValueError for settings that do not fit,
+    AssertionError where other gradients were counted than planned.
     """
     budget = Budget(0 if arm == "supervised" else N_ssl, N_ctc)
     stages = stages_of(arm, budget, **dict(options or {}))
@@ -192,7 +197,9 @@ def training(
     shared = 0
     if source is not None:
         shared = _adopt(
-            source, folder, model, stages[0], settings | {"seed": seed}, own
+            *(source, folder, model, stages[0]),
+            settings | {"seed": parallel.named(seed)},
+            own,
         )
     run = _Run(
         folder, model, data, stages, {"every": every, "settings": settings | own}

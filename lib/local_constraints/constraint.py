@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lib.kit import parallel
 from lib.kit.checks import choice, count, need
 
 Parameters = Mapping[str, Tensor]
@@ -211,12 +212,17 @@ def _some(source: Sequence[Loss]) -> None:
     )
 
 
-def _slopes(loss: Loss, phi: Parameters, exact: bool) -> tuple[Tensor, tuple]:
+def _slopes(loss: Loss, phi: Parameters, exact: bool) -> tuple[Tensor, Sequence]:
+    """A loss and its gradient, of several processes the mean of theirs."""
     value = loss(phi)
-    points = list(phi.values())
-    return value, torch.autograd.grad(
-        value, points, create_graph=exact, allow_unused=True
+    found = torch.autograd.grad(
+        value, list(phi.values()), create_graph=exact, allow_unused=True
     )
+    if parallel.size() == 1:
+        return value, found
+    need(not exact, "The exact kind trains in one process; start only one.")
+    means = iter(parallel.same([s for s in found if s is not None]))
+    return value, [s if s is None else next(means) for s in found]
 
 
 def _moved(phi: Parameters, slopes: Sequence, alpha: float | Tensor) -> dict:

@@ -22,6 +22,7 @@ from torch import Tensor
 from lib.codebooks import KMeans, RandomProjection
 from lib.kit.checkpoints import mixed
 from lib.kit.checks import choice, need
+from lib.kit.launching import data_parallel
 from lib.local_constraints.constraint import Arm, step_advice
 from lib.local_constraints.learning import SHARED, learn
 from lib.local_constraints.measures import adaptation, curvature
@@ -90,6 +91,7 @@ def some(corpus: Corpus, frames: int) -> np.ndarray:
     return corpus.take(np.unique(chosen)).all_features()
 
 
+@data_parallel
 def pretraining(
     folder: Path,
     *,
@@ -115,8 +117,9 @@ def pretraining(
     trials, "" for random weights; seed, gradients, arm, K, alpha, lr: as of
     `study.pretraining`; device; labels, V, frames, sizes (arguments of `Conformer`):
     taken from the source where there is one; judged: utterances of each part that is
-    asked; every: steps between checkpoints. Returns what `study.pretraining` and
-    `judging.judging` do, the probe aside. Raises ValueError, SpeechError.
+    asked; every: steps between checkpoints; processes: each with batches of its own,
+    one model. Returns what `study.pretraining` and `judging.judging` do, the probe
+    aside. Raises ValueError, SpeechError.
     """
     began, parts = time.process_time(), gathered(corpora)
     about: dict[str, Any] = {"corpora": list(corpora), "seed": seed, "labels": labels}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lib.kit import parallel
 from lib.kit.checkpoints import mixed
 from lib.kit.checks import choice, need
 from lib.local_constraints.constraint import Arm, norm, source_loss
@@ -203,7 +204,8 @@ def drawn(
     """The batches of an outer step: {"step": its number, source: its batches}.
 
     corpora, labels, arm, frames, seed: as in `learn`. Batch j of outer step t is number
-    t (K + 1) + j of its source's stream, so equal budgets read equal data.
+    t (K + 1) + j of its source's stream, so equal budgets read equal data; of several
+    processes each has batches of its own.
     """
     streams = {
         name: Stream(corpus.lengths, frames, mixed(seed, place))
@@ -211,7 +213,7 @@ def drawn(
     }
 
     def labelled(name: str, number: int) -> Labelled:
-        batch = padded(corpora[name], streams[name].at(number))
+        batch = padded(corpora[name], streams[name].at(parallel.part(number)))
         return batch, labels(name, batch.features)
 
     def at(step: int) -> dict[str, Any]:

@@ -168,16 +168,17 @@ def comparison(
     steps: int = 300,
     corpora: Sequence[str] = (),
     device: str = "auto",
+    processes: int = 1,
     **world: Any,
 ) -> Lists:
     """Every arm from the common start of every seed, and what all of them are asked.
 
     setting: "languages", "noise" or "voices"; seeds: of pre-training; chosen: the arms,
     names in `ARMS`, with their alpha (and lr), see `best`; gradients: of a start, and
-    again of an arm; n, pairs, steps: of the fine-tunings; corpora, device: of `large`
-    instead of a setting; world: further settings of a start (utterances, small, labels,
-    d ...). Starts and random weights are asked like the arms. Raises ValueError for an
-    unknown arm, or where there is no or another setting too.
+    again of an arm; n, pairs, steps: of the fine-tunings; corpora, device, processes:
+    of `large` instead of a setting; world: further settings of a start (utterances,
+    small, labels, d ...). Starts and random weights are asked like the arms. Raises
+    ValueError for an unknown arm, or where there is no or another setting too.
     """
     for arm in chosen:
         need(arm in ARMS, f"There is no arm {arm}; give some of: {'; '.join(ARMS)}.")
@@ -192,13 +193,14 @@ def comparison(
         common = {"corpora": list(corpora), "device": device}
     begin, go_on, judge, adapt = functions
     world = unlike_defaults(begin, world)
+    trained = common | ({"processes": processes} if processes > 1 else {})
     starts, arms, names = [], [], {}
     for seed in seeds:
-        starts.append(common | {"seed": seed, "gradients": gradients, **world})
+        starts.append(trained | {"seed": seed, "gradients": gradients, **world})
         key = key_of(begin, starts[-1])
         names[key] = START, seed, 0.0, 0.0
         for arm, own in chosen.items():
-            arms.append(_arm(key, arm, own, common, seed, gradients))
+            arms.append(_arm(key, arm, own, trained, seed, gradients))
             lr = own.get("lr", LR)
             names[key_of(go_on, arms[-1])] = arm, seed, own["alpha"], lr
     tuning = common | unlike_defaults(adapt, {"steps": steps})

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lib.kit.checks import need
+from lib.kit.launching import devices
 from lib.kit.trials import Trial
 from lib.local_constraints.lists import (
     FEW,
@@ -68,15 +69,23 @@ def compared(
 
 
 def compared_on(
-    corpora: Sequence[str], *, workers: int | None = None, **how: Any
+    corpora: Sequence[str],
+    *,
+    workers: int | None = None,
+    processes: int = 1,
+    **how: Any,
 ) -> dict[str, pd.DataFrame]:
     """The same on corpora by name, see `large`; the arms are not tuned there.
 
-    corpora: the last is held out; workers: of `trials`; how: of `lists.comparison`,
+    corpora: the last is held out; workers: of `trials`; processes: of each
+    pre-training, 0 for one a GPU, and then one trial at a time if there are several;
+    how: of `lists.comparison`,
     chosen among it. Raises as that does.
     """
     name = corpora[-1].partition("=")[0]
-    found = tables(run(comparison(corpora=corpora, **how), workers), name)
+    several = devices(processes, how.get("device", "auto"))
+    asked = comparison(corpora=corpora, processes=several, **how)
+    found = tables(run(asked, workers or (1 if several > 1 else None)), name)
     few = found["few_shot"]
     return {"headroom": gained(few), "tuning": few.iloc[:0]} | found
 

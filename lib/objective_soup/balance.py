@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from lib.kit import parallel
 from lib.kit.checks import choice, need
 from lib.multi_objective.aggregators import AGGREGATORS, pcgrad, scales
 from lib.multi_objective.conflict import (
@@ -56,6 +57,11 @@ def pairs_between(names: Sequence[str], pairs: str) -> Tensor:
     if pairs == "supervised x ssl":
         kinds = ["ssl" if kind == "ssl" else "supervised" for kind in kinds]
     return torch.tensor([[{a, b} == wanted[pairs] for b in kinds] for a in kinds])
+
+
+def values_of(losses: Sequence[Tensor]) -> Tensor:
+    """The values of M losses, of several processes the means of theirs: (M,)."""
+    return parallel.same([torch.stack(list(losses)).detach()])[0]
 
 
 def weighted(
@@ -267,14 +273,14 @@ class Balance(nn.Module):
     def remembered(self, losses: Sequence[Tensor]) -> None:
         """Keep the first losses, which "init" divides by."""
         if bool(self.first.isnan().any()):
-            self.first.copy_(torch.stack(list(losses)).detach())
+            self.first.copy_(values_of(losses))
 
     def known(self, losses: Sequence[Tensor], step: int) -> Tensor:
         """Static or learned weights; the latter get their own gradient here."""
         w = self.weights(step)
         if self.log_variance is not None:
             learned = (-self.log_variance.detach()).exp()
-            values = torch.stack(list(losses)).detach()
+            values = values_of(losses)
             # of sum exp(-s) loss + s / 2
             self.log_variance.grad = 0.5 - learned * values
             w = w * learned
@@ -288,7 +294,7 @@ class Balance(nn.Module):
         below: Sequence[Sequence[Tensor]] | None,
     ) -> Tensor:
         """Weights from this step's gradients, of one batch or of two halves."""
-        values = torch.stack(list(lists[0])).detach()
+        values = values_of(lists[0])
 
         def weigh(G: Tensor) -> Tensor:
             s = self.scale(self.named(G, step), values)
@@ -325,7 +331,7 @@ class Balance(nn.Module):
         starts = () if below is None else below[0]
         J, tops, pulls = passes(losses, seen, heads, starts)
         G = sum(part @ part.T for part in J.values())
-        s = self.scale(self.named(G, step), torch.stack(list(losses)).detach())
+        s = self.scale(self.named(G, step), values_of(losses))
         w = self.weights(step) * s
         for name, group in seen.items():
             assign(group, cut(w @ J[name], group))

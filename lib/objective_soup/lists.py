@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lib.kit.checks import choice
+from lib.kit.launching import devices
 from lib.kit.trials import Trial, trials
 from lib.objective_soup.study import conflict, costs, training
 
@@ -317,6 +318,7 @@ def everything(
     chosen: Mapping[str, Settings] | None = None,
     workers: int | None = None,
     bar: bool = True,
+    processes: int = 1,
     **common: Any,
 ) -> dict[str, dict[Any, list[Trial]]]:
     """The whole recorded comparison, in the order of what it tells.
@@ -326,12 +328,17 @@ def everything(
     of the comparison. TWICE has twice as many; tuning, ablations, front and single
     tasks half of them, few labels a quarter, conflict maps a fifth. parts: of PARTS,
     all if empty; chosen: rates and options of tuned arms, None to tune; workers, bar:
-    of `trials`; common: what all trainings share. Returns {part: named lists of
-    finished trials}. Raises ValueError for a part, RuntimeError where a trial fails.
+    of `trials`; processes: of each training, 0 for one a GPU, and then one trial at a
+    time if there are several; common: what all trainings share. Returns {part: named
+    lists of finished trials}. Raises ValueError for a part, RuntimeError where a trial
+    fails.
     """
     for part in parts:
         choice("A part of the comparison", part, PARTS)
-    wanted, how = parts or PARTS, {"workers": workers, "bar": bar}
+    wanted = parts or PARTS
+    if (several := devices(processes, common.get("device", "cpu"))) > 1:
+        common["processes"], workers = several, workers or 1
+    how = {"workers": workers, "bar": bar}
     done: dict[str, dict[Any, list[Trial]]] = {}
     whole, half = common | {"steps": steps}, common | {"steps": max(steps // 2, 1)}
     quarter, fifth = (common | {"steps": max(steps // n, 1)} for n in (4, 5))
@@ -346,7 +353,8 @@ def everything(
         done["twice"] = run(comparison(chosen, seeds, arms=TWICE, **twice), **how)
     if "conflict" in wanted:
         more = [*few, *(seed + max(few) + 1 for seed in range(len(few)))]
-        done["conflict"] = run(conflicts(more, **fifth), conflict, **how)
+        alone = {k: v for k, v in fifth.items() if k != "processes"}
+        done["conflict"] = run(conflicts(more, **alone), conflict, **how)
     if "ablations" in wanted:
         done["ablations"] = run(comparison(chosen, few, arms=ABLATED, **half), **how)
     if "front" in wanted:

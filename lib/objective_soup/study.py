@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from lib.kit.checks import choice, need
+from lib.kit.launching import data_parallel
 from lib.kit.results import write_json
 from lib.kit.trials import plain
 from lib.objective_soup.balance import Balance
@@ -41,6 +42,7 @@ TWO_STAGE = "two-stage"
 POINTS = 60  # of a thinned history
 
 
+@data_parallel
 def training(
     folder: Path,
     *,
@@ -63,11 +65,12 @@ def training(
     the same self-supervised batches first (options: "first", their lr), then the same
     supervised ones; seed: of weights, batches, masks and dropout; steps, lr; options:
     of the method; model: of `Sizes`; ssl: "best_rq" or "cpc"; fit: further fields of
-    `Fit`; look: steps between looks at all gradients; device; every: steps between
-    checkpoints; world: of `world_of`. Returns "test" and "validation" (`evaluated`,
-    with "mean" over languages), "history" of every stage, thinned, "weights" at the
-    end, "cpu_s" of training, "memory" in MiB, "parameters". Raises ValueError for
-    settings, SpeechError for speech, ImportError without sacrebleu.
+    `Fit`; look: steps between looks at all gradients; device; processes: each with
+    batches of its own, one model; every: steps between checkpoints; world: of
+    `world_of`. Returns "test" and "validation" (`evaluated`, with "mean" over
+    languages), "history" of every stage, thinned, "weights" at the end, "cpu_s" of
+    training, "memory" in MiB, "parameters". Raises ValueError for settings, SpeechError
+    for speech, ImportError without sacrebleu.
     """
     sacrebleu()  # say so before the training, not after it
     place, options = device_of(device), dict(options or {})

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lib.kit import parallel
 from lib.kit.checkpoints import resume, save
 from lib.kit.checks import count, need
 from lib.multi_objective.conflict import conflict, cosines, gains, stationarity
@@ -104,23 +105,27 @@ def train(
     feed = Feed(world, fit.batch, seed, place, fit.alike)
     heads = {n: p for n, p in model.heads().items() if n in balance.names}
     history: dict[str, list] = {n: [] for n in HISTORY}
-    key = {"recipe": repr(recipe), "fit": repr(asdict(fit)), "seed": seed, "look": look}
-    first = resume(path, run, optimiser, key | (settings or {}), history)
+    key = {"recipe": repr(recipe), "fit": repr(asdict(fit)), "look": look}
+    key |= {"seed": parallel.named(seed)} | (settings or {})
+    first = resume(path, run, optimiser, key, history)
+    first = parallel.share(first, run, optimiser, history)
     training = model.training
     model.train()
     for step in _counted(first, fit.steps, bar):
-        batches = feed.at(step, balance.names)
-        samples = _samples(model, batches, recipe, seed, step)
+        own = parallel.part(step)  # the step itself where one process trains
+        batches = feed.at(own, balance.names)
+        samples = _samples(model, batches, recipe, seed, own)
         optimiser.zero_grad()
         began, seen = time.process_time(), None
-        if look and step % look == 0:
-            seen = looked(balance, samples), time.process_time() - began
-        w = balance.update(
-            samples,
-            heads,
-            step,
-            lambda b=batches, s=step: _two(model, b, recipe, seed, s),
-        )
+        with parallel.averaging(model.parameters()):
+            if look and step % look == 0:
+                seen = looked(balance, samples), time.process_time() - began
+            w = balance.update(
+                samples,
+                heads,
+                step,
+                lambda b=batches, s=own: _two(model, b, recipe, seed, s),
+            )
         norms = _clipped(model, balance, fit.clip, step)
         for group in optimiser.param_groups:
             group["lr"] = fit.rate(step)
@@ -132,7 +137,7 @@ def train(
         if after:
             after(step + 1)
         if (step + 1) % every == 0 or step + 1 == fit.steps:
-            save(path, run, optimiser, key | (settings or {}), history)
+            save(path, run, optimiser, key, history)
     model.train(training)
     return history
 
@@ -205,10 +210,12 @@ def _noted(
     step: int,
 ) -> None:
     """Enter a step into the history."""
-    values = [
-        sum(float(losses[n].detach()) for losses in samples) / len(samples)
+    own = {
+        n: sum(float(losses[n].detach()) for losses in samples) / len(samples)
         for n in balance.names
-    ]
+    }
+    place = samples[0][balance.names[0]].device
+    values = list(parallel.mean(own, place).values())
     history["loss"].append(sum(values))
     history["losses"].append(values)
     history["weights"].append(w.tolist())

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lib.kit import commands
+from lib.kit import commands, parallel
 from lib.kit.checks import choice, need
 from lib.speech import recordings as sound
 from lib.speech.corpus import Corpus
@@ -203,7 +203,6 @@ def finetune(o: argparse.Namespace) -> None:
 
 def running(make: Callable, *what, watch, options: argparse.Namespace, **more):
     """Call a training with what all commands share, and say where its result is."""
-    from lib.speech.launching import session
     from lib.speech.recipes import Run, checkpoint_of
 
     o, began, there = options, time.monotonic(), Path(options.out).exists()
@@ -212,7 +211,7 @@ def running(make: Callable, *what, watch, options: argparse.Namespace, **more):
     named = ("steps", "frames", "seed", "device", "every")
     shared = {name: getattr(o, name) for name in named}
     how = Run(path=o.out, watch=watch, tell=tell, bar=True, **shared)
-    with session():
+    with parallel.session():
         made = make(*what, how, sizes={"d": o.d, "blocks": o.blocks}, **more)
     if there:
         tell(f"{o.out} was finished before; delete it to train again.")
@@ -272,7 +271,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def _together(o: argparse.Namespace) -> None:
-    from lib.speech.launching import together
+    from lib.kit.launching import together
 
     together(_one_of, o, processes=o.processes)
 

@@ -117,7 +117,7 @@ def train(
     history: dict[str, list[float]] = {n: [] for n in ("loss", "norm", *losses)}
     key = asdict(recipe) | {"seed": seed, "losses": list(losses)} | dict(settings or {})
     if parallel.size() > 1:  # a run of its own, which one process cannot go on with
-        key["seed"] = f"{seed} with {parallel.size()} processes"
+        key["seed"] = parallel.named(seed)
     first = resume(path, model, optimiser, key, history)
     first = parallel.share(first, model, optimiser, history)
     training = model.training

@@ -1,9 +1,9 @@
 """The two trials of 32 at any size: a corpus by its name, on a device.
 
 `study.pretraining` and `adaptation.adapting` for the recorded comparison stay as they
-are; these take real speech too, whose phones nobody knows, and a GPU. Several GPUs run
-several trials: start the comparison once for each, with its own CUDA_VISIBLE_DEVICES
-and its share of the seeds.
+are; these take real speech too, whose phones nobody knows, and a GPU. On several GPUs
+pre-training is data-parallel, with frames of a batch on each; fine-tuning, on few
+utterances, has one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lib.kit.launching import data_parallel
 from lib.speech.batches import Batch, Stream, in_order, padded
 from lib.speech.conformer import Conformer, Recogniser
 from lib.speech.corpus import Corpus
@@ -38,6 +39,7 @@ from lib.speech_ssl.runs import ENCODER, peak_memory, thinned
 from lib.speech_ssl.task import Arm, Task, pretrain
 
 
+@data_parallel
 def pretraining(
     folder: Path,
     *,
@@ -55,9 +57,10 @@ def pretraining(
 ) -> dict[str, Any]:
     """Pre-train an encoder with one arm on a corpus by its name.
 
-    corpus: see `lib.speech.recordings.corpus_of`; device; the rest as of
-    `study.pretraining`, and so is the result; labels and layers are judged where the
-    corpus has an alignment, else "layers" is empty. Raises ValueError for settings,
+    corpus: see `lib.speech.recordings.corpus_of`; device; processes: each with batches
+    of its own, one model; the rest as of `study.pretraining`, and so is the result;
+    labels and layers are judged where the corpus has an alignment, else "layers" is
+    empty. Raises ValueError for settings,
     SpeechError where the corpus is not there.
     """
     speech, place = corpus_of(corpus), str(device_of(device))

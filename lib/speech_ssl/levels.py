@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lib.codebooks import fitted_projection, gumbel_select
+from lib.kit import parallel
 from lib.kit.checks import choice, need
 from lib.speech.batches import Batch
 from lib.speech.pretraining import Loss, Predictor, cross_entropy, normalised
@@ -146,6 +147,7 @@ def _refit(task: Task, model, k: int, d_c: int, codes: str) -> None:
     found = fitted_projection(z, d_c, task.V, seed, codes)
     model.own_quantizer.A.copy_(found.A)
     model.own_quantizer.C.copy_(found.C)
+    parallel.lead([model.own_quantizer.A, model.own_quantizer.C])
 
 
 def _check(weights, fitted, fit_at, d_c, d) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lib.codebooks import EMACodebook, ProductQuantizer, diversity_loss
+from lib.kit import parallel
 from lib.kit.checks import choice, count, need
 from lib.speech.batches import Batch
 from lib.speech.conformer import Conformer, without_dropout
@@ -55,6 +56,7 @@ def relabel(task: Task, layer: int = 2, first: str = "kmeans", at: float = 0.5) 
             some = pool_states(model.encoder, task.some(SAMPLE), layer)
             found = clusters(task, some, "own")
             new.fill(lambda batch: found(states(model.encoder, batch, layer)))
+            parallel.lead([new.values])
 
     def loss(table: Table, head: str) -> Callable:
         return lambda step, g: model.loss(step.masked, table(step.batch), head)
@@ -137,7 +139,7 @@ def dinosr(
         for name, z in zip(names, layers):
             book, labels = model.books[name], model.books[name](z)
             valid = (frames(part, step.batch.lengths) for part in (z, labels))
-            book.update(*valid)
+            book.update(*map(parallel.gathered, valid))  # the codes stay the same
             total = total + model.loss(step.masked, labels, name) / top
         return total
 

@@ -16,6 +16,7 @@ import torch
 
 from lib.kit.checks import need
 from lib.kit.figures import COLORS
+from lib.kit.launching import devices
 from lib.kit.trials import Trial, trials
 from lib.speech.batches import in_order
 from lib.speech.conformer import Conformer, without_dropout
@@ -53,6 +54,7 @@ def compare(
     common: Mapping[str, Any] | None = None,
     first: Mapping[str, Any] | None = None,
     second: Mapping[str, Any] | None = None,
+    processes: int = 1,
 ) -> dict[str, pd.DataFrame]:
     """Pre-train every arm with every seed, fine-tune all, and make tables.
 
@@ -61,7 +63,8 @@ def compare(
     numbers, for the arms in `curve` alone; pairs: labelled subset and fine-tuning seed;
     more_seeds: of MAIN, beyond `seeds`; corpus: "" for the spoken one on the CPU, else
     a name for `large`; common, first, second: settings of all trials, of pre-training,
-    of fine-tuning. Returns tables as `tables` does. Raises ValueError for settings,
+    of fine-tuning; processes: of each pre-training on a named corpus, 0 for one a GPU.
+    Returns tables as `tables` does. Raises ValueError for settings,
     RuntimeError where a trial fails.
     """
     need(
@@ -69,9 +72,11 @@ def compare(
         f"The corpus is {corpus!r}; give '' or one of {'; '.join(FORMS.values())}.",
     )
     here, there, how, many = study, adaptation, dict(common or {}), None
-    if corpus:  # one trial at a time: it has the device for itself
+    if corpus:  # one trial at a time: it has the devices for itself
         here, there, how, many = large, large, how | {"corpus": corpus}, 1
     before, after = how | dict(first or {}), how | dict(second or {})
+    if corpus and (several := devices(processes, how.get("device", "auto"))) > 1:
+        before["processes"] = several
     asked = pretrainings(arms, seeds, steps, **before)
     if equal:
         asked += pretrainings(["best_rq"], seeds, equal, **before)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.codebooks import RandomProjection
+from lib.kit import parallel
 from lib.kit.checks import count
 from lib.speech.batches import Batch, Stream, in_order, padded
 from lib.speech.conformer import Conformer, without_dropout
@@ -88,8 +89,9 @@ class Task:
         return Stream(self.pool.lengths, self.frames, self.seed)
 
     def batch(self, step: int) -> tuple[Batch, int]:
-        """The batch of a step from 0, and the step."""
-        return padded(self.pool, self._stream.at(step), self.device), step
+        """The batch of a step from 0, each process having its own, and the step."""
+        number = parallel.part(step)
+        return padded(self.pool, self._stream.at(number), self.device), step
 
     def some(self, utterances: int, name: str = "sample") -> Corpus:
         """Utterances of the pool drawn by a name, all where there are not so many."""
