@@ -46,6 +46,20 @@ def bl_just(name: str) -> tuple:
     return model, [value for row in found for value in row]
 
 
+def own_recordings(name: str) -> tuple:
+    """33's command: all stages on recordings with texts and a pool."""
+    from lib.bl_just.own import jointly
+    from lib.speech.recipes import Run
+    from lib.speech.synthesis import shipped
+
+    corpus = shipped("en")
+    some = corpus.select(split="labelled").take(range(8))
+    pool = corpus.select(split="unlabelled").take(range(10))
+    sizes = {"d": 16, "blocks": 1}
+    made = jointly(some, [pool], Run(6), explore=3, V=8, labels=name, sizes=sizes)
+    return made.model, made.history["first, loss"] + made.history["final, loss"]
+
+
 def local_constraints(name: str) -> tuple:
     """34: own steps of the sources inside a step."""
     from lib.local_constraints.constraint import Arm
@@ -96,6 +110,7 @@ def objective_soup(name: str) -> tuple:
 ROOMS = {
     "speech_ssl": (speech_ssl, ("kmeans", "relabel", "birq_fitted", "dinosr")),
     "bl_just": (bl_just, ("best_rq", "kmeans")),
+    "own_recordings": (own_recordings, ("best_rq",)),
     "local_constraints": (
         local_constraints,
         ("mixing 0", "first_order 2", "reptile 2"),

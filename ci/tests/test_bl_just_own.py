@@ -1,6 +1,8 @@
 """lib.bl_just.own: BL-JUST on a folder of recordings, as its user runs it."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from conftest import speak_into
 
 from lib.bl_just import Budget, bl_just, command, spent
 from lib.bl_just.own import all_audio, jointly
+from lib.kit.start import ROOT
 from lib.speech import command as speech
 from lib.speech import recipes, trained
 from lib.speech.recipes import Run
@@ -115,12 +118,6 @@ def test_what_cannot_be_trained_is_said(corpus, pool):
         jointly(corpus, (), Run(8), gamma=-1.0, **HOW)
 
 
-def test_it_is_one_process(corpus, monkeypatch):
-    monkeypatch.setattr("lib.kit.parallel.size", lambda: 2)
-    with pytest.raises(ValueError, match="trains in one process; start only one"):
-        jointly(corpus, (), Run(8), **HOW)
-
-
 # -- the command line -----------------------------------------------------------------
 
 
@@ -176,6 +173,19 @@ def test_a_mistake_is_a_sentence(there, more, sentence):
         run("train", there / "manifest.jsonl", "--out", there / "x.pt", *TINY, *more)
     assert sentence in str(raised.value)
     assert not Path(there / "x.pt").exists()
+
+
+def test_two_processes_write_one_model(there):
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    out = there / "two.pt"
+    words = ["train", there / "manifest.jsonl", "--out", out, *TINY, "--processes", 2]
+    command_line = [sys.executable, "-m", "lib.bl_just", *map(str, words)]
+    done = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(f"wrote {out}") == 1
+    assert done.stderr.count("CTC alone, step 2 of 2: held-out CER") == 1
+    assert trained.load(out, "recogniser").vocabulary
+    assert sorted(p.name for p in there.glob("*two.pt*")) == ["two.pt"]
 
 
 def test_build_is_still_there(monkeypatch):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from lib.kit import commands
 from lib.kit.checks import choice
 from lib.speech.assets import command as assets
 from lib.speech.command import (
@@ -17,10 +16,9 @@ from lib.speech.command import (
     labelled_at,
     option,
     running,
-    tell,
+    started,
     training_options,
 )
-from lib.speech.espeak import SpeechError
 from lib.speech.vocabulary import UNITS
 
 PROGRAM = "python -m lib.bl_just"
@@ -69,4 +67,4 @@ def train(o: argparse.Namespace) -> None:
 
 def main(words: Sequence[str]) -> None:
     """Entry point; a mistake is one sentence and exit code 1, Ctrl-C is 130."""
-    commands.run(parser().parse_args(words), tell, SpeechError)
+    started(parser().parse_args(words))

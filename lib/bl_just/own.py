@@ -4,6 +4,7 @@
 and ends on CTC alone, as the arm of the notebook does; the recogniser that it returns
 is one of `lib.speech.recipes`, whose `transcribed` reads it. A run that was killed goes
 on from its checkpoints to the same bits. `python -m lib.bl_just train` is its command.
+Several processes (`lib.kit.launching`) train one model.
 Source: 2401.06980, 2412.08548 (BL-JUST).
 """
 
@@ -57,11 +58,10 @@ def jointly(
     labels, V: of the lower level, "best_rq" or "kmeans"; sizes: other arguments of
     `Conformer`. Returns the recogniser; its history has every loss by stage. Raises
     ValueError as `check_texts`, `finished`, `bl_just` and `train` do, and for a pool
-    with other frames or several processes.
+    with other frames.
     """
     check_texts(corpus)
     count("steps", how.steps, 2)
-    need(parallel.size() == 1, "BL-JUST trains in one process; start only one.")
     audio = all_audio(corpus, *pools)
     sizes = {"features": corpus.features.shape[1]} | (sizes or {})
     key = how.key(corpus) | {"pool": fingerprint(audio), "explore": explore}
@@ -89,13 +89,13 @@ def jointly(
             path=_checkpoint(how.path, stage),
             every=how.every,
             settings=key,
-            bar=how.bar,
+            bar=how.bar and parallel.first(),
         )
         used = {name: used[name] + n for name, n in evaluated(found).items()}
         history |= {f"{stage.name}, {name}": row for name, row in found.items()}
     made = how.written(replace(made, history=history))
     for stage in stages:
-        if where := _checkpoint(how.path, stage):
+        if where := _checkpoint(how.path, stage):  # of the first process
             where.unlink(missing_ok=True)
     return made
 
@@ -118,12 +118,14 @@ def all_audio(corpus: Corpus, *pools: Corpus) -> Corpus:
 
 def _checkpoint(path: str | Path | None, stage: Stage) -> Path | None:
     """Where a stage of the run that will write a model file keeps its checkpoint."""
-    return None if path is None else checkpoint_of(f"{path}.{stage.name}")
+    if path is None or not parallel.first():
+        return None
+    return checkpoint_of(f"{path}.{stage.name}")
 
 
 def _looker(how: Run, stage: Stage, made: Trained) -> Callable[[int], None] | None:
     """Tells the held-out error rates a few times, once CTC has begun."""
-    if how.tell is None or how.watch is None:
+    if how.tell is None or how.watch is None or not parallel.first():
         return None
     every = max(1, stage.steps // LOOKS)
     names = {"first": "both levels", "final": "CTC alone"}

@@ -99,6 +99,11 @@ def same(tensors: Sequence[Tensor]) -> list[Tensor]:
         return tensors
     from accelerate.utils import reduce
 
+    need(
+        tensors[0].is_cuda or distributed.get_backend() != "nccl",
+        "Where there are GPUs, several processes train on them; hide the GPUs "
+        "(CUDA_VISIBLE_DEVICES=) to train on the CPU.",
+    )
     mean = reduce(torch.cat([t.detach().flatten() for t in tensors]), "mean")
     parts = mean.split([t.numel() for t in tensors])
     return [part.view_as(t) for part, t in zip(parts, tensors)]

@@ -59,7 +59,6 @@ def parser() -> argparse.ArgumentParser:
     )
     some = p.add_subparsers(dest="command", required=True)
     common, train = common_options(), training_options()
-    option(train, "processes", 1, "that train together, one a device")
     _pretrain(some.add_parser("pretrain", parents=[train], help="learn from audio"))
     _finetune(some.add_parser("finetune", parents=[train], help="learn from texts"))
     _transcribe(some.add_parser("transcribe", parents=[common], help="write texts"))
@@ -84,6 +83,7 @@ def training_options() -> argparse.ArgumentParser:
     train.add_argument("--out", required=True, help="the model file to write")
     option(train, "every", 50, "steps between checkpoints")
     option(train, "seed", 0, "of all draws")
+    option(train, "processes", 1, "that train together, one a device")
     option(train, "frames", 1000, "of a padded batch (40 ms each)")
     option(train, "stack", None, "2: frames of 40 ms, 1: 20 ms; else chosen", int)
     train.add_argument(  # --d alone would be torchrun's
@@ -262,7 +262,11 @@ def transcribe(o: argparse.Namespace) -> None:
 
 def main(words: Sequence[str]) -> None:
     """Entry point; a mistake is one sentence and exit code 1, Ctrl-C is 130."""
-    o = parser().parse_args(words)
+    started(parser().parse_args(words))
+
+
+def started(o: argparse.Namespace) -> None:
+    """Do what was asked for, in as many processes; raises SystemExit as `main`."""
     if getattr(o, "processes", 1) == 1:
         commands.run(o, tell, SpeechError)
         return
