@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from conftest import wait_for
 from parallel_rooms import CASES, ROOMS, inner, trained
 
 from lib.bl_just.study import exploring, training
-from lib.kit import launching
 from lib.kit.launching import data_parallel, devices
 from lib.kit.start import ROOT
 from lib.kit.trials import FOLDER, RESULT, key_of, trials
@@ -170,14 +170,15 @@ def test_processes_are_a_setting_of_the_trial(tmp_path):
     seen = []
 
     @data_parallel
-    def trial(folder, *, a, **rest):
-        seen.append((folder, a, rest))
+    def trial(folder, *, a, processes=1):
+        """Says where."""
+        seen.append((folder, a, processes))
         return {"a": a}
 
-    assert trial(tmp_path, a=3, b=4) == {"a": 3}
-    assert seen == [(tmp_path, 3, {"b": 4})]
-    names = list(launching.signature(trial).parameters)
-    assert names == ["folder", "a", "processes", "rest"]
+    assert trial(tmp_path, a=3) == trial(tmp_path, a=3, processes=1) == {"a": 3}
+    assert seen == 2 * [(tmp_path, 3, 1)]
+    assert (trial.__name__, trial.__doc__) == ("trial", "Says where.")
+    assert signature(training).parameters["processes"].default == 1
     assert key_of(exploring, {"processes": 2}) != key_of(exploring, {})
 
 

@@ -122,6 +122,7 @@ def exploring(
     size: Mapping[str, Any] | None = None,
     every: int = 50,
     device: str = "cpu",
+    processes: int = 1,  # for `data_parallel`
     **where: Any,
 ) -> dict[str, Any]:
     """The lower level alone, by the first stage's schedule; PT is all of it.
@@ -173,6 +174,7 @@ def training(
     size: Mapping[str, Any] | None = None,
     every: int = 50,
     device: str = "cpu",
+    processes: int = 1,  # for `data_parallel`
     keep: float = 0.5,
     options: Mapping[str, Any] | None = None,
     **where: Any,

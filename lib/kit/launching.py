@@ -9,7 +9,7 @@ one gradient of theirs. In a notebook, on eight GPUs:
     together(pretrained, corpus, "best_rq", Run(path="model.pt"), processes=8)
 
 The first process writes model.pt and its checkpoint, which the same call goes on from.
-`data_parallel` gives a trial of `lib.kit.trials` a setting `processes`.
+`data_parallel` does so for a trial of `lib.kit.trials` with a setting `processes`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import wraps
-from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -100,7 +99,7 @@ def devices(asked: int = 0, device: str = "auto") -> int:
 
 
 def data_parallel(trial: Callable[..., dict[str, Any]]) -> Callable[..., dict]:
-    """A trial of `lib.kit.trials` with one setting more: processes, 1 by default.
+    """A trial of `lib.kit.trials` whose setting `processes` says how many run it.
 
     Each process runs the trial, the first in its folder, the others in folders beside
     it that are gone afterwards; `lib.kit.parallel` makes one gradient of theirs.
@@ -109,20 +108,14 @@ def data_parallel(trial: Callable[..., dict[str, Any]]) -> Callable[..., dict]:
     """
 
     @wraps(trial)
-    def several(folder: Path, *, processes: int = 1, **settings: Any) -> dict[str, Any]:
-        if processes == 1:
+    def several(folder: Path, **settings: Any) -> dict[str, Any]:
+        if (processes := settings.get("processes", 1)) == 1:
             return trial(folder, **settings)
         together(_part, trial, folder, settings, processes=processes)
         found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         (folder / RESULT).unlink()
         return found
 
-    own = signature(trial)
-    known = list(own.parameters.values())
-    more = Parameter("processes", Parameter.KEYWORD_ONLY, default=1, annotation="int")
-    last = bool(known) and known[-1].kind is Parameter.VAR_KEYWORD
-    known.insert(len(known) - last, more)
-    several.__signature__ = own.replace(parameters=known)
     return several
 
 

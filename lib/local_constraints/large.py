@@ -103,6 +103,7 @@ def pretraining(
     K: int = 0,
     alpha: float = 0.0,
     device: str = "auto",
+    processes: int = 1,  # for `data_parallel`
     lr: float = 1e-3,
     labels: str = "best_rq",
     V: int = 64,

@@ -56,6 +56,7 @@ def training(
     fit: Mapping[str, Any] | None = None,
     look: int = 25,
     device: str = "cpu",
+    processes: int = 1,  # for `data_parallel`
     every: int = 100,
     **world: Any,
 ) -> dict[str, Any]:

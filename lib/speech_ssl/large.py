@@ -48,6 +48,7 @@ def pretraining(
     seed: int,
     steps: int,
     device: str = "auto",
+    processes: int = 1,  # for `data_parallel`
     lr: float = 2e-3,
     options: Mapping[str, Any] | None = None,
     sizes: Mapping[str, Any] | None = None,
