@@ -16,6 +16,7 @@ from parallel_rooms import CASES, ROOMS, inner, trained
 
 from lib.bl_just.study import exploring, training
 from lib.kit.launching import data_parallel, devices
+from lib.kit.processes import child_environment
 from lib.kit.start import ROOT
 from lib.kit.trials import FOLDER, RESULT, key_of, trials
 from lib.objective_soup import training as soup_training
@@ -134,7 +135,7 @@ def test_a_trial_of_two_goes_on_where_it_was_killed(tmp_path, monkeypatch):
             [*words, str(folder)],
             stdin=text,
             cwd=ROOT,
-            env=os.environ | ALONE,
+            env=child_environment(native=True),  # as `trials` runs it
             start_new_session=True,
         )
         made = []  # the first is what the exploration left, the third its own second
