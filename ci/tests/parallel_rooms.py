@@ -1,8 +1,8 @@
 """Small trainings of the speech rooms, run alone and by two processes.
 
-`python parallel_rooms.py OUT MODE ROOM ...` runs the trainings of rooms in two
-processes; each leaves OUT.<rank>. With MODE "same" both draw what one alone would, so
-that they must do what one alone does; with "own" each has draws of its own.
+`python parallel_rooms.py OUT MODE` runs all of them in two processes; each leaves
+OUT.<rank>. With MODE "same" both draw what one alone would, so that they must do what
+one alone does; with "own" each has draws of its own.
 """
 
 from __future__ import annotations
