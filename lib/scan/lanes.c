@@ -8,7 +8,11 @@
 #include "vec.h"
 #include "threads.h"
 
-enum { WIDE = 16, K = 4 }; /* vectors of an item; taps (shorter filters are padded) */
+enum {
+    WIDE = 16, /* vectors of an item */
+    K = 4,     /* taps (shorter filters are padded) */
+    ROWS = 32, /* of the convolution, of one chunk */
+};
 
 typedef struct {
     long b, L, d, half, silu;
@@ -85,40 +89,47 @@ static void linear_back(const void *arg, long item, float *scratch) {
 
 /* ---- causal convolution ---------------------------------------------------------- */
 
-INLINE vf input(const job *J, long batch, long t, long c) { /* also before the start */
+/* Row t of a vector of channels, also before the start. */
+INLINE vf input(const job *J, long batch, long t, long c) {
     if (t >= 0) return load(J->x, (batch * J->L + t) * J->d + c, J->half, J->d - c);
     if (!J->h0) return splat(0);
     return load(J->h0, (batch * (K - 1) + t + K - 1) * J->d + c, 0, J->d - c);
 }
 
-static void taps(const job *J, const place *w, vf *to) { /* [count][K] from (d, K) */
-    for (long j = 0; j < w->count; j++)
-        for (long k = 0; k < K; k++) {
-            float v[VL] = {0};
-            for (long l = 0, c = (w->first + j) * VL; l < VL && c + l < J->d; l++)
-                v[l] = J->w[(c + l) * K + k];
-            to[j * K + k] = *(vf *)v;
-        }
+static void taps(const job *J, long c, vf *to) { /* [K] from (d, K) */
+    for (long k = 0; k < K; k++) {
+        float v[VL] = {0};
+        for (long l = 0; l < VL && c + l < J->d; l++) v[l] = J->w[(c + l) * K + k];
+        to[k] = *(vf *)v;
+    }
 }
 
-INLINE vf filtered(const job *J, const place *w, const vf *tap, long t, long c) {
-    vf s = J->bias ? load(J->bias, c, 0, J->d - c) : splat(0);
-    UNROLL for (int k = 0; k < K; k++)
-        s += tap[k] * input(J, w->batch, t - K + 1 + k, c);
+INLINE vf filtered(const vf *tap, const vf *x, vf bias) {
+    vf s = bias;
+    UNROLL for (int k = 0; k < K; k++) s += tap[k] * x[k];
     return s;
 }
 
+/* Rows come in chunks, and a chunk vector by vector: its last inputs stay in registers. */
 static void conv_item(const void *arg, long item, float *scratch) {
     const job *J = arg;
     place w = find(J, item);
     vf *tap = (vf *)scratch;
-    taps(J, &w, tap);
-    for (long t = 0; t < J->L; t++)
+    for (long j = 0; j < w.count; j++) taps(J, (w.first + j) * VL, tap + j * K);
+    for (long t0 = 0; t0 < J->L; t0 += ROWS)
         for (long j = 0; j < w.count; j++) {
-            long c = (w.first + j) * VL;
-            vf s = filtered(J, &w, tap + j * K, t, c);
-            if (J->silu) s *= sigmoid(s);
-            store(J->y, (w.batch * J->L + t) * J->d + c, J->half, J->d - c, s);
+            long c = (w.first + j) * VL, width = J->d - c;
+            vf bias = J->bias ? load(J->bias, c, 0, width) : splat(0), x[K], of[K];
+            UNROLL for (int k = 0; k < K; k++) of[k] = tap[j * K + k];
+            UNROLL for (int k = 1; k < K; k++) x[k] = input(J, w.batch, t0 - K + k, c);
+            for (long t = t0; t < MIN(t0 + ROWS, J->L); t++) {
+                long i = (w.batch * J->L + t) * J->d + c;
+                UNROLL for (int k = 1; k < K; k++) x[k - 1] = x[k];
+                x[K - 1] = load(J->x, i, J->half, width);
+                vf s = filtered(of, x, bias);
+                if (J->silu) s *= sigmoid(s);
+                store(J->y, i, J->half, width, s);
+            }
         }
 }
 
@@ -127,40 +138,52 @@ static void conv_item(const void *arg, long item, float *scratch) {
 static void conv_back(const void *arg, long item, float *scratch) {
     const job *J = arg;
     place w = find(J, item);
-    vf *tap = (vf *)scratch, *dw = tap + WIDE * K, *ds = dw + WIDE * K;
-    vf *dbias = ds + WIDE * K; /* ds: a ring, row t in slot t % K */
-    taps(J, &w, tap);
+    vf *tap = (vf *)scratch, *dw = tap + WIDE * K, *kept = dw + WIDE * K;
+    vf *dbias = kept + WIDE * K; /* kept: ds of the K - 1 rows after the chunk */
+    for (long j = 0; j < w.count; j++) taps(J, (w.first + j) * VL, tap + j * K);
     for (long i = 0; i < WIDE * (2 * K + 1); i++) dw[i] = splat(0);
-    for (long t = J->L - 1; t >= (J->dh0 ? 1 - K : 0); t--)
+    for (long end = J->L; end > 0; end -= ROWS)
         for (long j = 0; j < w.count; j++) {
             long c = (w.first + j) * VL, width = J->d - c;
-            long i = (w.batch * J->L + t) * J->d + c;
-            vf g = splat(0), dx = splat(0);
-            if (t >= 0) {
-                g = load(J->gy, i, J->half, width);
+            vf bias = J->bias ? load(J->bias, c, 0, width) : splat(0);
+            vf x[K], of[K], sum[K], ds[K], all = dbias[j];
+            UNROLL for (int k = 0; k < K; k++) {
+                of[k] = tap[j * K + k], sum[k] = dw[j * K + k];
+                ds[k] = kept[j * K + k], x[k] = input(J, w.batch, end - K + k, c);
+            }
+            for (long t = end - 1; t >= MAX(end - ROWS, 0); t--) {
+                long i = (w.batch * J->L + t) * J->d + c;
+                vf g = load(J->gy, i, J->half, width), dx = splat(0);
                 if (J->silu) {
-                    vf s = filtered(J, &w, tap + j * K, t, c), sigma = sigmoid(s);
+                    vf s = filtered(of, x, bias), sigma = sigmoid(s);
                     g *= sigma * (1.f + s * (1.f - sigma));
                 }
-                dbias[j] += g;
-                UNROLL for (int k = 0; k < K; k++)
-                    dw[j * K + k] += g * input(J, w.batch, t - K + 1 + k, c);
+                all += g;
+                UNROLL for (int k = K - 1; k > 0; k--) ds[k] = ds[k - 1];
+                ds[0] = g; /* ds[k]: of row t + k */
+                UNROLL for (int k = 0; k < K; k++) sum[k] += g * x[k];
+                UNROLL for (int k = 0; k < K; k++) dx += of[K - 1 - k] * ds[k];
+                store(J->dx, i, J->half, width, dx);
+                UNROLL for (int k = K - 1; k > 0; k--) x[k] = x[k - 1];
+                x[0] = input(J, w.batch, t - K, c);
             }
-            ds[j * K + ((t + K) & (K - 1))] = g;
+            dbias[j] = all;
             UNROLL for (int k = 0; k < K; k++)
-                dx += tap[j * K + k] * ds[j * K + ((t + 2 * K - 1 - k) & (K - 1))];
-            if (t >= 0) store(J->dx, i, J->half, width, dx);
-            else {
-                i = (w.batch * (K - 1) + t + K - 1) * J->d + c;
-                store(J->dh0, i, 0, width, dx);
-            }
+                dw[j * K + k] = sum[k], kept[j * K + k] = ds[k];
         }
-    for (long j = 0; j < w.count; j++)
-        for (long l = 0, c = (w.first + j) * VL; l < VL && c + l < J->d; l++) {
+    for (long j = 0; j < w.count; j++) {
+        long c = (w.first + j) * VL, width = J->d - c;
+        for (long t = -1; J->dh0 && t > -K; t--) { /* the rows before */
+            vf dx = splat(0);
+            for (long k = -t; k < K; k++) dx += tap[j * K + K - 1 - k] * kept[j * K + k + t];
+            store(J->dh0, (w.batch * (K - 1) + t + K - 1) * J->d + c, 0, width, dx);
+        }
+        for (long l = 0; l < VL && l < width; l++) {
             J->part_bias[w.batch * J->d + c + l] = dbias[j][l];
             for (long k = 0; k < K; k++)
                 J->part_w[(w.batch * J->d + c + l) * K + k] = dw[j * K + k][l];
         }
+    }
 }
 
 /* ---- what Python calls ----------------------------------------------------------- */

@@ -29,9 +29,9 @@
 #define NS 8
 #endif
 #ifndef NB /* states of MB blocks that the backward loop holds at once; NB divides NS. */
-#define NB (HEADS && VL == 16 && NS >= 8 ? 8 : 4)
+#define NB 4
 #endif
-#ifndef MB /* Heads keep fewer vectors for each, so that four times as many fit */
+#ifndef MB /* Heads keep fewer vectors for each, so that twice as many fit. */
 #define MB (HEADS && VL == 16 ? 2 : 1)
 #endif
 #ifndef T
@@ -93,6 +93,12 @@ typedef struct { /* where a block's channels are */
     long channel, width, head;
 } spot;
 
+/* How a block's numbers lie in memory. */
+typedef struct {
+    long width;
+    int half_u, half_delta, half_z;
+} form;
+
 /* An item: some blocks of one group of one sequence. */
 typedef struct {
     const job *J;
@@ -100,6 +106,7 @@ typedef struct {
     long batch, group, range, first, count; /* blocks first .. first + count - 1 */
     const uint8_t *reset;
     long heads;        /* columns of delta */
+    int plain;         /* every block is a whole vector, and all numbers are floats */
     const spot *spots; /* of these blocks: looked up, because finding one divides */
 } place;
 
@@ -126,12 +133,25 @@ static place find(const job *J, long item, float *scratch) {
     w.first = w.range * w.p.each;
     w.count = MIN(w.p.each, w.p.blocks - w.first);
     w.reset = J->reset ? J->reset + w.batch * J->L : NULL;
-    for (long j = 0; j < w.count; j++)
+    w.plain = !J->half_u && !J->half_delta && !J->half_z;
+    for (long j = 0; j < w.count; j++) {
         ((spot *)scratch)[j] = locate(J, &w.p, w.group, w.first + j);
+        w.plain &= w.spots[j].width == VL;
+    }
     return w;
 }
 
 INLINE spot where(const place *w, long j) { return w->spots[j]; }
+
+/* The usual form is worth a copy of a loop: with it as a constant the compiler leaves out
+   all that is rare. CALL has an inlined function's last argument, plain, be one. */
+#define CALL(function, at, ...) \
+    ((at)->plain ? function(at, __VA_ARGS__, 1) : function(at, __VA_ARGS__, 0))
+
+INLINE form form_of(const job *J, spot s, const int plain) {
+    if (plain) return (form){VL, 0, 0, 0};
+    return (form){s.width, J->half_u, J->half_delta, J->half_z};
+}
 
 /* ---- between the user's layout and vectors --------------------------------------- */
 
@@ -179,17 +199,17 @@ static void decays(float *to, const place *w) {
     }
 }
 
-INLINE vf raw_delta(const place *w, spot s, long t) { /* before softplus */
+INLINE vf raw_delta(const place *w, spot s, form f, long t) { /* before softplus */
     const job *J = w->J;
     long row = (w->batch * J->L + t) * w->heads;
     if (!HEADS) {
-        vf d = load(J->delta, row + s.channel, J->half_delta, s.width);
-        if (J->bias) d += load(J->bias, s.channel, 0, s.width);
+        vf d = load(J->delta, row + s.channel, f.half_delta, f.width);
+        if (J->bias) d += load(J->bias, s.channel, 0, f.width);
         return d;
     }
     row += s.head;
-    float d = J->half_delta ? half_to_float(((const uint16_t *)J->delta)[row])
-                            : ((const float *)J->delta)[row];
+    float d = f.half_delta ? half_to_float(((const uint16_t *)J->delta)[row])
+                           : ((const float *)J->delta)[row];
     return splat(J->bias ? d + J->bias[s.head] : d);
 }
 
@@ -200,15 +220,16 @@ typedef struct { /* of one (step, block) */
 } entry;
 
 /* NS states of one block through one chunk. The heart of the forward pass: for every
-   state one exponential (9 operations), one product and two multiply-adds. */
-INLINE void forward_states(float *state, const float *A, entry *rows, const float *B,
-                           const float *C, long stride, const uint8_t *reset, long len,
-                           const char *next[3], long apart[3]) {
+   state one exponential (9 operations), one product and two multiply-adds. Not inlined:
+   among what surrounds it the compiler runs out of registers. */
+static __attribute__((noinline INTERLEAVED)) void forward_states(
+    float *state, const float *A, entry *rows, const float *B, const float *C, long stride,
+    const uint8_t *reset, long len, const char *next[3], long apart[3]) {
     vf h[NS];
     UNROLL for (int n = 0; n < NS; n++) h[n] = *(vf *)(state + n * VL);
     for (long t = 0; t < len; t++) {
         entry *r = rows + t;
-        vf dt = r->dt, x = r->x, y0 = r->y, y1 = splat(0);
+        vf dt = r->dt, x = r->x, y = r->y, odd = splat(0);
         __builtin_prefetch(next[0] + t * apart[0]); /* the next chunk, in the meantime */
         __builtin_prefetch(next[1] + t * apart[1]);
         __builtin_prefetch(next[2] + t * apart[2], 1); /* what this one will write */
@@ -216,25 +237,57 @@ INLINE void forward_states(float *state, const float *A, entry *rows, const floa
         UNROLL for (int n = 0; n < NS; n++) {
             vf a = HEADS ? dt : exp2_of(dt, *(vf *)(A + n * VL));
             h[n] = a * h[n] + x * B[t * stride + n];
-            if (n % 2) y1 += h[n] * C[t * stride + n];
-            else y0 += h[n] * C[t * stride + n];
+            if (HEADS && n % 2) odd += h[n] * C[t * stride + n];
+            else y += h[n] * C[t * stride + n]; /* two sums would be a register too many */
         }
-        r->y = y0 + y1;
+        if (HEADS) y += odd;
+        r->y = y;
     }
     UNROLL for (int n = 0; n < NS; n++) *(vf *)(state + n * VL) = h[n];
 }
 
 static long forward_scratch(const job *J) {
     plan p = make_plan(J);
-    return spot_floats(p) + p.each * VL * (2 * p.N + 3 * T) + 2 * T * p.N;
+    return spot_floats(p) + p.each * VL * 2 * p.N + T * (3 * VL + 2 * p.N);
+}
+
+/* Step sizes and inputs of one block and chunk. */
+INLINE void forward_enter(const place *w, spot s, const float *A, entry *r, long t0,
+                          long len, const int plain) {
+    const job *J = w->J;
+    const form f = form_of(J, s, plain);
+    long i = (w->batch * J->L + t0) * J->d + s.channel;
+    vf D = skip(J, s);
+    for (long t = t0; t < t0 + len; t++, i += J->d, r++) {
+        vf d = raw_delta(w, s, f, t), u = load(J->u, i, f.half_u, f.width);
+        if (J->softplus) d = softplus(d);
+        r->x = d * u, r->y = u * D, r->dt = tame(d);
+        if (HEADS) r->dt = exp2_of(r->dt, *(const vf *)A);
+    }
+}
+
+/* Gate and write. */
+INLINE void forward_leave(const place *w, spot s, const entry *r, long t0, long len,
+                          const int plain) {
+    const job *J = w->J;
+    const form f = form_of(J, s, plain);
+    long i = (w->batch * J->L + t0) * J->d + s.channel;
+    for (long t = 0; t < len; t++, i += J->d) {
+        vf y = r[t].y;
+        if (J->z) {
+            vf z = load(J->z, i, f.half_z, f.width);
+            y *= z * sigmoid(z);
+        }
+        store(J->y, i, f.half_u, f.width, y);
+    }
 }
 
 static void forward_item(const void *arg, long item, float *scratch) {
     const job *J = arg;
     const place at = find(J, item, scratch), *w = &at;
     const long N = w->p.N, block = N * VL, each = w->p.each;
-    entry *all = (entry *)(scratch + spot_floats(w->p));
-    float *A = (float *)(all + each * T), *h = A + each * block;
+    entry *of = (entry *)(scratch + spot_floats(w->p));
+    float *A = (float *)(of + T), *h = A + each * block;
     float *B = h + each * block, *C = B + T * N;
 
     decays(A, w);
@@ -251,42 +304,25 @@ static void forward_item(const void *arg, long item, float *scratch) {
             memcpy(J->check + (start + w->first) * block, h,
                    w->count * block * sizeof(float));
         }
-        for (long t = 0; t < len; t++) /* step sizes and inputs, row by row */
-            for (long j = 0; j < w->count; j++) {
-                spot s = where(w, j);
-                long i = (w->batch * J->L + t0 + t) * J->d + s.channel;
-                vf d = raw_delta(w, s, t0 + t), u = load(J->u, i, J->half_u, s.width);
-                if (J->softplus) d = softplus(d);
-                entry *r = all + j * T + t;
-                r->x = d * u, r->y = u * skip(J, s), r->dt = tame(d);
-                if (HEADS) r->dt = exp2_of(r->dt, *(vf *)(A + j * VL));
-            }
         for (long j = 0; j < w->count; j++) {
-            long i = (w->batch * J->L + t0) * J->d + where(w, j).channel;
+            spot s = where(w, j);
+            const float *decay = A + j * (HEADS ? VL : block);
+            long i = (w->batch * J->L + t0) * J->d + s.channel;
             long su = J->half_u ? 2 : 4, sd = J->half_delta ? 2 : 4;
             long ahead = t0 + 2 * T <= J->L; /* never prefetch far beyond the end */
             long skip = ahead * T * J->d;
             const char *next[3] = {(const char *)J->u + (i + skip) * su,
                                    (const char *)J->delta + (i + skip) * sd,
-                                   (const char *)J->y + i * su};
+                                   (const char *)J->y + (i + skip) * su};
             long apart[3] = {ahead * J->d * su, ahead * J->d * sd, J->d * su};
             if (HEADS) next[1] = next[0], apart[1] = 0;
+            CALL(forward_enter, w, s, decay, of, t0, len);
             for (long k = 0; k < N; k += NS)
-                forward_states(h + j * block + k * VL, HEADS ? A : A + j * block + k * VL,
-                               all + j * T, B + k, C + k, N,
-                               w->reset ? w->reset + t0 : NULL, len, next, apart);
+                forward_states(h + j * block + k * VL, HEADS ? decay : decay + k * VL, of,
+                               B + k, C + k, N, w->reset ? w->reset + t0 : NULL, len, next,
+                               apart);
+            CALL(forward_leave, w, s, of, t0, len);
         }
-        for (long t = 0; t < len; t++) /* gate and write */
-            for (long j = 0; j < w->count; j++) {
-                spot s = where(w, j);
-                long i = (w->batch * J->L + t0 + t) * J->d + s.channel;
-                vf v = all[j * T + t].y;
-                if (J->z) {
-                    vf z = load(J->z, i, J->half_z, s.width);
-                    v *= z * sigmoid(z);
-                }
-                store(J->y, i, J->half_u, s.width, v);
-            }
     }
     if (J->last)
         for (long j = 0; j < w->count; j++)
@@ -459,18 +495,19 @@ static work lay_out(float *scratch, plan p) {
 }
 
 /* Step sizes, inputs and the incoming gradient of one chunk. */
-static void backward_enter(const place *at, work m, long t0, long len) {
+INLINE void backward_enter(const place *at, work m, long t0, long len, const int plain) {
     const job *J = at->J;
     for (long t = 0; t < len; t++)
         for (long j = 0; j < at->count; j++) {
             spot s = where(at, j);
+            const form f = form_of(J, s, plain);
             long i = (at->batch * J->L + t0 + t) * J->d + s.channel;
             row *r = m.rows[j].of + t;
-            vf d = raw_delta(at, s, t0 + t), u = load(J->u, i, J->half_u, s.width);
-            vf gy = load(J->gy, i, J->half_u, s.width);
+            vf d = raw_delta(at, s, f, t0 + t), u = load(J->u, i, f.half_u, f.width);
+            vf gy = load(J->gy, i, f.half_u, f.width);
             if (J->softplus) d = softplus(d);
             if (J->z) {
-                vf z = load(J->z, i, J->half_z, s.width);
+                vf z = load(J->z, i, f.half_z, f.width);
                 gy *= z * sigmoid(z);
                 r->y = u * skip(J, s);
             }
@@ -481,41 +518,42 @@ static void backward_enter(const place *at, work m, long t0, long len) {
 }
 
 /* The gradients of u, delta, z, D and the bias, from the sums over states. */
-static void backward_leave(const place *at, work m, long t0, long len) {
+INLINE void backward_leave(const place *at, work m, long t0, long len, const int plain) {
     const job *J = at->J;
     for (long t = len - 1; t >= 0; t--) {
         vf from_x = splat(0), from_a = splat(0);
         for (long j = 0; j < at->count; j++) {
             spot s = where(at, j);
+            const form f = form_of(J, s, plain);
             long i = (at->batch * J->L + t0 + t) * J->d + s.channel;
             const row r = m.rows[j].of[t];
-            vf u = load(J->u, i, J->half_u, s.width);
-            store(J->du, i, J->half_u, s.width, r.dt * r.dx + r.w * skip(J, s));
+            vf u = load(J->u, i, f.half_u, f.width);
+            store(J->du, i, f.half_u, f.width, r.dt * r.dx + r.w * skip(J, s));
             *(vf *)(m.dD + j * VL) += r.w * u;
             if (J->z) { /* silu'(z) = sigma (1 + z (1 - sigma)) */
-                vf z = load(J->z, i, J->half_z, s.width), sigma = sigmoid(z);
-                vf gy = load(J->gy, i, J->half_u, s.width);
+                vf z = load(J->z, i, f.half_z, f.width), sigma = sigmoid(z);
+                vf gy = load(J->gy, i, f.half_u, f.width);
                 gy *= r.y * sigma * (1.f + z * (1.f - sigma));
-                store(J->dz, i, J->half_z, s.width, gy);
+                store(J->dz, i, f.half_z, f.width, gy);
             }
             if (!HEADS) {
                 vf out = u * r.dx + r.dd * LN2; /* A was multiplied by log2(e) */
-                if (J->softplus) out *= sigmoid(raw_delta(at, s, t0 + t));
-                store(J->ddelta, i, J->half_delta, s.width, out);
+                if (J->softplus) out *= sigmoid(raw_delta(at, s, f, t0 + t));
+                store(J->ddelta, i, f.half_delta, f.width, out);
                 *(vf *)(m.dbias + j * VL) += out;
                 continue;
             }
-            from_x += only(u * r.dx, s.width);
-            from_a += only(r.dd, s.width);
+            from_x += only(u * r.dx, f.width);
+            from_a += only(r.dd, f.width);
             if ((j + 1) % at->p.unit) continue; /* the head has more blocks */
             float q = lane_sum(from_a);
             float step = lane_sum(from_x) + q * J->A[s.head];
-            if (J->softplus) step *= sigmoid(raw_delta(at, s, t0 + t))[0];
+            if (J->softplus) step *= sigmoid(raw_delta(at, s, f, t0 + t))[0];
             float *first = m.dA + (j + 1 - at->p.unit) * VL; /* of this head */
             first[0] += q * r.dt[0];
             m.dbias[(j + 1 - at->p.unit) * VL] += step;
             store(J->ddelta, (at->batch * J->L + t0 + t) * at->heads + s.head,
-                  J->half_delta, 1, splat(step));
+                  f.half_delta, 1, splat(step));
             from_x = from_a = splat(0);
         }
     }
@@ -584,7 +622,7 @@ static void backward_item(const void *arg, long item, float *scratch) {
         const float *state = J->check + (start + at->first) * block;
         rows(m.B, J->B, at, t0, len);
         rows(m.C, J->C, at, t0, len);
-        backward_enter(at, m, t0, len);
+        CALL(backward_enter, at, m, t0, len);
         const uint8_t *reset = at->reset ? at->reset + t0 : NULL;
         for (long k = 0; k < N; k += NB) {
             for (long i = 0; i < T * NB; i++)
@@ -603,7 +641,7 @@ static void backward_item(const void *arg, long item, float *scratch) {
             }
             fold_lanes(m.cells, at, t0, len, k);
         }
-        backward_leave(at, m, t0, len);
+        CALL(backward_leave, at, m, t0, len);
     }
     backward_finish(at, m);
 }
@@ -651,18 +689,20 @@ int backward(const job *asked, int threads) {
     return failed;
 }
 
-/* The machine's own floor: one product-and-power of 2 and three multiply-adds for each
-   state, in registers, nothing else. Returns a number, so that nothing is optimised away;
-   count: state updates, in whole vectors of 16 states. */
-float floor_exp(long count) {
-    vf h[NS], y = splat(0);
+/* The machine's own floor: one power of 2 by the polynomial alone and three multiply-adds
+   for each state (13 operations), in registers, nothing else. count: state updates, in
+   whole vectors of NS states; steps: VL step sizes, which the compiler does not know.
+   Returns a number, so that nothing is optimised away. */
+float floor_exp(long count, const float *steps) {
+    vf h[NS], y0 = splat(0), y1 = splat(0), d = *(const vf *)steps;
     UNROLL for (int n = 0; n < NS; n++) h[n] = splat(n);
     for (long t = 0; t < count / (NS * VL); t++) {
-        vf d = splat(1e-7f) * (float)t;
         UNROLL for (int n = 0; n < NS; n++) {
-            h[n] = exp2_of(d, splat(-1.f - n)) * h[n] + d * (float)n;
-            y += h[n] * .5f;
+            h[n] = exp2_plain(d, splat(-1.f - n)) * h[n] + d * (float)n;
+            if (n % 2) y1 += h[n] * .5f;
+            else y0 += h[n] * .5f;
         }
+        d *= .999f;
     }
-    return lane_sum(y);
+    return lane_sum(y0 + y1);
 }

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from lib.kit.checks import choice, count, need
 from lib.scan import dispatch, selective_scan, ssd, ssd_step, step
+from lib.selective_ssm.products import linear, split_linear
 from lib.ssm_init import init_mamba, init_mamba2
 from lib.ssm_init.layers import convolve
 
@@ -105,6 +106,7 @@ class _Mixer(nn.Module):
     scan's state without the batch."""
 
     conv1d: nn.Conv1d
+    out_proj: nn.Linear
     channels: int
     shape: tuple[int, ...]
     backend: str
@@ -130,6 +132,9 @@ class _Mixer(nn.Module):
             f"{wanted[0]} and {wanted[1]}: it belongs to another model, or to another "
             "number of sequences.",
         )
+
+    def _out(self, y: Tensor) -> Tensor:
+        return linear(y, self.out_proj.weight, self.out_proj.bias)
 
     def _convolve(self, x: Tensor, state: LayerState | None) -> tuple[Tensor, Tensor]:
         """x (batch, length, channels) convolved, and the last inputs to remember."""
@@ -219,10 +224,10 @@ class Mamba(_Mixer):
         these (channels, N) where the token does not choose it. Source: Algorithm 2.
         """
         widths = [n for n, w in zip(self.widths, SELECTED) if w in self.selective]
-        parts = self.x_proj(u).split(widths, dim=-1) if widths else ()
+        parts = linear(u, self.x_proj.weight).split(widths, dim=-1) if widths else ()
         found = dict(zip((w for w in SELECTED if w in self.selective), parts))
         if "delta" in found:
-            found["delta"] = functional.linear(found["delta"], self.dt_proj.weight)
+            found["delta"] = linear(found["delta"], self.dt_proj.weight)
         else:
             found["delta"] = torch.zeros_like(u)
         return tuple(found[w] if w in found else getattr(self, w) for w in SELECTED)
@@ -237,11 +242,11 @@ class Mamba(_Mixer):
     ) -> Tensor | tuple[Tensor, LayerState]:
         """x (batch, length, d_model) -> the same shape; with return_state also the
         state after the last token; state: the one to go on from."""
-        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u, z = split_linear(x, self.in_proj, [self.channels] * 2)
         u, conv = self._convolve(u, state)
         alone = state is None and not return_state and self.backend == "auto"
         if alone and not self.selective and x.numel():
-            return self.out_proj(self._fixed(u) * functional.silu(z))
+            return self._out(self._fixed(u) * functional.silu(z))
         delta, B, C = self.select(u)
         y, ssm = selective_scan(
             *(u, delta, self.A, B, C, self.D, z, self.dt_proj.bias, True),
@@ -250,7 +255,7 @@ class Mamba(_Mixer):
             channel_last=True,
             backend=self.backend,
         )
-        y = self.out_proj(y)
+        y = self._out(y)
         return (y, LayerState(conv, ssm)) if return_state else y
 
     def _fixed(self, u: Tensor) -> Tensor:
@@ -364,7 +369,9 @@ class Mamba2(_Mixer):
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gate z, what is convolved, and delta, of x (..., d_model)."""
         widths = [self.inner, self.channels, self.shape[0]]
-        return self.in_proj(x).split(widths, dim=-1)
+        if x.ndim == 2:  # one token: a single small product
+            return self.in_proj(x).split(widths, dim=-1)
+        return split_linear(x, self.in_proj, widths)
 
     def select(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (..., heads, headdim), B and C (..., groups, N) of what was convolved."""
@@ -387,7 +394,7 @@ class Mamba2(_Mixer):
             return_last_state=True,
             backend=self.backend,
         )
-        y = self.out_proj(self.norm(y.flatten(-2), z))
+        y = self._out(self.norm(y.flatten(-2), z))
         return (y, LayerState(conv, ssm)) if return_state else y
 
     def step(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
