@@ -166,7 +166,7 @@ def _states(N: int) -> int:
 
 
 def _kernel(heads: bool, N: int) -> ctypes.CDLL:
-    steps = 16 if N <= 16 else 24 if N <= 64 else 32  # checkpoints: N / steps of u
+    steps = 16 if N <= 16 else 20 if N <= 64 else 32  # checkpoints: N / steps of u
     library = build.library(
         *("scan.c", f"NS={_states(N)}", f"HEADS={int(heads)}", f"T={steps}")
     )

@@ -44,6 +44,8 @@
 #define LONG 32 /* blocks of an item at most: 64 are faster still, for fewer threads */
 #endif
 #define LN2 0.693147181f
+_Static_assert(NS % NB == 0, "a group of states is a whole number of the backward's");
+_Static_assert(T * NB % VL == 0, "fold_lanes takes whole vectors of a chunk's sums");
 
 /* ---- the job: what Python hands over (`cpu.py` has the same list) ---------------- */
 

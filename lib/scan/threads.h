@@ -52,7 +52,7 @@ static void large_pages(void *start, long bytes) {
 static void keep_freed_memory(void) {
     static int shown;
     if (__atomic_exchange_n(&shown, 1, __ATOMIC_RELAXED)) return;
-    void *volatile block = malloc(8 * LARGE); /* volatile: or the pair is left out */
+    void *volatile block = malloc(15 * LARGE); /* volatile: or the pair is left out */
     free(block);
 }
 

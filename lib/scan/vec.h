@@ -288,12 +288,21 @@ INLINE vf lane_sums(const vf *x) {
 #endif
 }
 
-INLINE float lane_sum(vf x) {
-    float v[VL];
-    memcpy(v, &x, sizeof v);
-    for (int half = VL / 2; half; half /= 2)
-        for (int l = 0; l < half; l++) v[l] += v[l + half];
-    return v[0];
+INLINE float lane_sum(vf x) { /* the upper half onto the lower, until one is left */
+#if VL == 16
+    x += MIX(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    x += MIX(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    x += MIX(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    x += MIX(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+#elif VL == 8
+    x += MIX(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
+    x += MIX(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
+    x += MIX(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
+#else
+    x += MIX(x, x, 2, 3, 0, 1);
+    x += MIX(x, x, 1, 0, 3, 2);
+#endif
+    return x[0];
 }
 
 /* ---- sums over items ------------------------------------------------------------- */
