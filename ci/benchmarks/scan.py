@@ -8,7 +8,8 @@ bounds: there `floor` is what the arithmetic alone takes on this machine (13 ope
 a state forward, 35 with the backward pass; an exponential by its polynomial and three
 multiply-adds in registers are timed next to ours, which multiplies less where it can
 look powers up), `tensors` is the peak of what a call adds in arrays as large as u, and
-`seconds` is processor time of the first call, children included, from empty caches.
+`seconds` is processor time of the first call, children included, from empty caches (but
+after a first gradient, for which torch loads modules whoever asks).
 One thread is timed by its processor time and two by the wall clock.
 
 Some targets lie beyond what a machine can do. `floor allows` says what the ratio to a
@@ -382,7 +383,7 @@ def _floor_row(method: str, shape: tuple, kind: str, ms: float, floor: float) ->
 def _scan_floor(shape: tuple[int, ...], rounds: int, clock: str) -> list[list]:
     """Of the arithmetic of a scan: two rows, forward and with the backward pass."""
     scan = METHODS[OURS].make(peers.case(*shape, N))
-    library = build.library("scan.c", f"NS={N}", "HEADS=0")
+    library = build.library("scan.c", "HEADS=0")
     library.floor_exp.restype = ctypes.c_float
     library.floor_exp.argtypes = (ctypes.c_long, ctypes.c_void_p)
     steps = torch.full((N,), 0.01)
@@ -518,6 +519,8 @@ def _spent() -> float:
 def spend(name: str, kind: str) -> None:
     """The fresh process of `first_cost`: what the first call takes over the second."""
     call = prepare(name, list(SHORT), kind == PASSES[1])
+    x = torch.ones(1, requires_grad=True)
+    torch.autograd.grad(2 * x, x, torch.ones(1))  # torch loads sympy for its first
     marks = [(_spent(), time.perf_counter())]
     for _ in range(2):
         call()

@@ -162,7 +162,7 @@ class _Job(ctypes.Structure):
 
 def _states(N: int) -> int:
     """How many states the forward loop holds: few padded ones, but long groups."""
-    return min((16, 8, 4), key=lambda s: -(-N // s) * s * (1 + 2 / s))
+    return min((8, 4), key=lambda s: -(-N // s) * s * (1 + 2 / s))
 
 
 def _kernel(heads: bool, N: int) -> ctypes.CDLL:

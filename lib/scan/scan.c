@@ -12,21 +12,17 @@
    The same file compiled with -DHEADS=1 is Mamba-2: one decay for a head of P channels,
    so one exponential for each (step, head) instead of one for each state.
 
-   -DNS=16 (or 8, 4) is the number of states that the forward loop holds at once, -DT=16
-   the steps of a chunk.
+   -DNS=8 (or 4) is the number of states that the forward loop holds at once, -DT=16 the
+   steps of a chunk.
    Sources: 2312.00752 (the scan, recomputation), 2405.21060 (heads); own design. */
 #include "vec.h"
 #include "threads.h"
 
 #ifndef NS
-#define NS 16
+#define NS 8
 #endif
 #ifndef HEADS
 #define HEADS 0
-#endif
-#if VL == 8 && NS > 8 /* AVX2 has 16 registers */
-#undef NS
-#define NS 8
 #endif
 #ifndef NB /* states of MB blocks that the backward loop holds at once; NB divides NS. */
 #define NB 4
@@ -150,6 +146,13 @@ INLINE spot where(const place *w, long j) { return w->spots[j]; }
 #define CALL(function, at, ...) \
     ((at)->plain ? function(at, __VA_ARGS__, 1) : function(at, __VA_ARGS__, 0))
 
+/* The job and the place once more, for a loop that stores vectors: for the compiler, such a
+   store may change whatever a pointer leads to, so that it would read all of them again. */
+#define OWN_COPY(at)                             \
+    const job own_job = *(at)->J, *J = &own_job; \
+    place own_place = *(at);                     \
+    own_place.J = J, (at) = &own_place
+
 INLINE form form_of(const job *J, spot s, const int plain) {
     if (plain) return (form){VL, 0, 0, 0};
     return (form){s.width, J->half_u, J->half_delta, J->half_z};
@@ -215,6 +218,49 @@ INLINE vf raw_delta(const place *w, spot s, form f, long t) { /* before softplus
     return splat(J->bias ? d + J->bias[s.head] : d);
 }
 
+/* ---- asking ahead ------------------------------------------------------------------
+
+   What the next chunk will read and write is far away: the processor's own prefetcher does
+   not look over rows of d numbers, nor backwards. So the loops over states ask for it, two
+   lines a step and no more: requests in bursts would fill the few places there are for
+   missing lines, and the loops would wait for those. To the second level of cache: the
+   first is full of what this chunk works on. */
+
+typedef struct { /* a line for every step of a chunk */
+    const char *at;
+    long apart;
+} stream;
+#define ASK(s, t) __builtin_prefetch((s).at + (t) * (s).apart, 0, 2)
+
+typedef struct { /* what a chunk needs of every block */
+    const void *rows[7]; /* arrays (b, L, d) */
+    int half[7];
+    long count, all; /* streams of a block: of rows, and with those of its states */
+} needs;
+
+INLINE void need(needs *n, const void *rows, int half) {
+    if (!rows) return;
+    n->half[n->count] = half, n->rows[n->count++] = rows, n->all = n->count;
+}
+
+/* The i-th stream of block j for the chunk at t0; states: those before that chunk. */
+INLINE stream ahead(const place *w, const needs *n, long j, long t0, const float *states,
+                    long i) {
+    const job *J = w->J;
+    if (i >= n->count)
+        return (stream){(const char *)(states + (i - n->count) * T * VL), 4 * VL};
+    long size = n->half[i] ? 2 : 4;
+    long first = (w->batch * J->L + t0) * J->d + where(w, j).channel;
+    return (stream){(const char *)n->rows[i] + first * size, J->d * size};
+}
+
+/* Where there is nothing to ask for: what is close anyway. */
+INLINE stream nothing(const place *w) { return (stream){(const char *)w, 0}; }
+
+INLINE void ask_all(stream s) { /* few states: more streams than loops to ask for them */
+    for (long t = 0; t < T; t++) ASK(s, t);
+}
+
 /* ---- forward --------------------------------------------------------------------- */
 
 typedef struct { /* of one (step, block) */
@@ -226,24 +272,23 @@ typedef struct { /* of one (step, block) */
    among what surrounds it the compiler runs out of registers. */
 static __attribute__((noinline INTERLEAVED)) void forward_states(
     float *state, const float *A, entry *rows, const float *B, const float *C, long stride,
-    const uint8_t *reset, long len, const char *next[3], long apart[3]) {
+    const uint8_t *reset, long len, const stream asked[2]) {
+    const stream next = asked[0], other = asked[1];
     vf h[NS];
     UNROLL for (int n = 0; n < NS; n++) h[n] = *(vf *)(state + n * VL);
     for (long t = 0; t < len; t++) {
         entry *r = rows + t;
-        vf dt = r->dt, x = r->x, y = r->y, odd = splat(0);
-        __builtin_prefetch(next[0] + t * apart[0]); /* the next chunk, in the meantime */
-        __builtin_prefetch(next[1] + t * apart[1]);
-        __builtin_prefetch(next[2] + t * apart[2], 1); /* what this one will write */
+        vf dt = r->dt, x = r->x, y = r->y, odd = splat(0); /* two sums: half the wait */
+        ASK(next, t);
+        ASK(other, t);
         if (reset && reset[t]) UNROLL for (int n = 0; n < NS; n++) h[n] = splat(0);
         UNROLL for (int n = 0; n < NS; n++) {
             vf a = HEADS ? dt : exp2_of(dt, *(vf *)(A + n * VL));
             h[n] = a * h[n] + x * B[t * stride + n];
-            if (HEADS && n % 2) odd += h[n] * C[t * stride + n];
-            else y += h[n] * C[t * stride + n]; /* two sums would be a register too many */
+            if (n % 2) odd += h[n] * C[t * stride + n];
+            else y += h[n] * C[t * stride + n];
         }
-        if (HEADS) y += odd;
-        r->y = y;
+        r->y = y + odd;
     }
     UNROLL for (int n = 0; n < NS; n++) *(vf *)(state + n * VL) = h[n];
 }
@@ -256,7 +301,7 @@ static long forward_scratch(const job *J) {
 /* Step sizes and inputs of one block and chunk. */
 INLINE void forward_enter(const place *w, spot s, const float *A, entry *r, long t0,
                           long len, const int plain) {
-    const job *J = w->J;
+    OWN_COPY(w);
     const form f = form_of(J, s, plain);
     long i = (w->batch * J->L + t0) * J->d + s.channel;
     vf D = skip(J, s);
@@ -271,7 +316,7 @@ INLINE void forward_enter(const place *w, spot s, const float *A, entry *r, long
 /* Gate and write. */
 INLINE void forward_leave(const place *w, spot s, const entry *r, long t0, long len,
                           const int plain) {
-    const job *J = w->J;
+    OWN_COPY(w);
     const form f = form_of(J, s, plain);
     long i = (w->batch * J->L + t0) * J->d + s.channel;
     for (long t = 0; t < len; t++, i += J->d) {
@@ -291,6 +336,11 @@ static void forward_item(const void *arg, long item, float *scratch) {
     entry *of = (entry *)(scratch + spot_floats(w->p));
     float *A = (float *)(of + T), *h = A + each * block;
     float *B = h + each * block, *C = B + T * N;
+    needs next = {0};
+    need(&next, J->u, J->half_u);
+    if (!HEADS) need(&next, J->delta, J->half_delta);
+    need(&next, J->y, J->half_u);
+    need(&next, J->z, J->half_z);
 
     decays(A, w);
     for (long j = 0; j < w->count; j++)
@@ -306,23 +356,20 @@ static void forward_item(const void *arg, long item, float *scratch) {
             memcpy(J->check + (start + w->first) * block, h,
                    w->count * block * sizeof(float));
         }
+        const long streams = t0 + 2 * T <= J->L ? next.all : 0;
         for (long j = 0; j < w->count; j++) {
             spot s = where(w, j);
             const float *decay = A + j * (HEADS ? VL : block);
-            long i = (w->batch * J->L + t0) * J->d + s.channel;
-            long su = J->half_u ? 2 : 4, sd = J->half_delta ? 2 : 4;
-            long ahead = t0 + 2 * T <= J->L; /* never prefetch far beyond the end */
-            long skip = ahead * T * J->d;
-            const char *next[3] = {(const char *)J->u + (i + skip) * su,
-                                   (const char *)J->delta + (i + skip) * sd,
-                                   (const char *)J->y + (i + skip) * su};
-            long apart[3] = {ahead * J->d * su, ahead * J->d * sd, J->d * su};
-            if (HEADS) next[1] = next[0], apart[1] = 0;
             CALL(forward_enter, w, s, decay, of, t0, len);
-            for (long k = 0; k < N; k += NS)
+            for (long i = 2 * N / NS; i < streams; i++)
+                ask_all(ahead(w, &next, j, t0 + T, NULL, i));
+            for (long k = 0; k < N; k += NS) {
+                stream ask[2] = {nothing(w), nothing(w)};
+                for (long i = 2 * k / NS; i < MIN(2 * k / NS + 2, streams); i++)
+                    ask[i % 2] = ahead(w, &next, j, t0 + T, NULL, i);
                 forward_states(h + j * block + k * VL, HEADS ? decay : decay + k * VL, of,
-                               B + k, C + k, N, w->reset ? w->reset + t0 : NULL, len, next,
-                               apart);
+                               B + k, C + k, N, w->reset ? w->reset + t0 : NULL, len, ask);
+            }
             CALL(forward_leave, w, s, of, t0, len);
         }
     }
@@ -362,7 +409,9 @@ typedef struct {
     panel *rows;
     cell *cells;
     const uint8_t *reset;
-    long block, stride, len, gated; /* stride: of the rows of B and C */
+    long block, stride, len; /* stride: of the rows of B and C */
+    int gated, begun;        /* begun: dx and dd hold the sums over earlier states */
+    stream next[2];
 } walk;
 
 #define BLOCKS UNROLL for (int m = 0; m < many; m++)
@@ -376,6 +425,7 @@ INLINE void backward_again(walk w, const int many) {
     for (long t = 0; t < w.len; t++) {
         cell *c = w.cells + t;
         const float *B = w.B + t * w.stride, *C = w.C + t * w.stride;
+        ASK(w.next[0], t);
         BLOCKS {
             const row *r = w.rows[m].of + t;
             dt[m] = HEADS ? r->a[0] : r->dt, x[m] = r->x, gy[m] = r->w;
@@ -409,10 +459,12 @@ INLINE void backward_reverse(walk w, const int many) {
     for (long t = w.len - 1; t >= 0; t--) {
         cell *c = w.cells + t;
         const float *B = w.B + t * w.stride, *C = w.C + t * w.stride;
+        ASK(w.next[1], t);
         BLOCKS {
             const row *r = w.rows[m].of + t;
             dt[m] = HEADS ? r->a[0] : r->dt, x[m] = r->x, gy[m] = r->w;
-            dx[m] = r->dx, dd[m] = r->dd;
+            dx[m] = dd[m] = splat(0);
+            if (w.begun) dx[m] = r->dx, dd[m] = r->dd;
         }
         STATES {
             vf sum = c->B[n];
@@ -498,7 +550,7 @@ static work lay_out(float *scratch, plan p) {
 
 /* Step sizes, inputs and the incoming gradient of one chunk. */
 INLINE void backward_enter(const place *at, work m, long t0, long len, const int plain) {
-    const job *J = at->J;
+    OWN_COPY(at);
     for (long t = 0; t < len; t++)
         for (long j = 0; j < at->count; j++) {
             spot s = where(at, j);
@@ -515,50 +567,56 @@ INLINE void backward_enter(const place *at, work m, long t0, long len, const int
             }
             r->x = d * u, r->w = gy, r->dt = d = tame(d);
             if (HEADS) r->a[0] = exp2_of(d, *(vf *)(m.A + j * VL));
-            r->dx = r->dd = splat(0);
         }
 }
 
-/* The gradients of u, delta, z, D and the bias, from the sums over states. */
-INLINE void backward_leave(const place *at, work m, long t0, long len, const int plain) {
-    const job *J = at->J;
+/* The gradients of u, delta, z, D and the bias, from the sums over states, for a unit of
+   blocks: one, or a head's. */
+INLINE void backward_leave(const place *at, work m, long first, long t0, long len,
+                           const int plain) {
+    OWN_COPY(at);
+    const long end = first + (HEADS ? at->p.unit : 1);
+    vf dbias = *(vf *)(m.dbias + first * VL), dD = *(vf *)(m.dD + first * VL);
     for (long t = len - 1; t >= 0; t--) {
         vf from_x = splat(0), from_a = splat(0);
-        for (long j = 0; j < at->count; j++) {
+        for (long j = first; j < end; j++) {
             spot s = where(at, j);
             const form f = form_of(J, s, plain);
             long i = (at->batch * J->L + t0 + t) * J->d + s.channel;
-            const row r = m.rows[j].of[t];
+            const row *r = m.rows[j].of + t;
+            const vf dx = r->dx, w = r->w;
             vf u = load(J->u, i, f.half_u, f.width);
-            store(J->du, i, f.half_u, f.width, r.dt * r.dx + r.w * skip(J, s));
-            *(vf *)(m.dD + j * VL) += r.w * u;
+            store(J->du, i, f.half_u, f.width, r->dt * dx + w * skip(J, s));
+            if (HEADS) *(vf *)(m.dD + j * VL) += w * u;
+            else dD += w * u;
             if (J->z) { /* silu'(z) = sigma (1 + z (1 - sigma)) */
                 vf z = load(J->z, i, f.half_z, f.width), sigma = sigmoid(z);
                 vf gy = load(J->gy, i, f.half_u, f.width);
-                gy *= r.y * sigma * (1.f + z * (1.f - sigma));
+                gy *= r->y * sigma * (1.f + z * (1.f - sigma));
                 store(J->dz, i, f.half_z, f.width, gy);
             }
-            if (!HEADS) {
-                vf out = u * r.dx + r.dd * LN2; /* A was multiplied by log2(e) */
-                if (J->softplus) out *= sigmoid(raw_delta(at, s, f, t0 + t));
-                store(J->ddelta, i, f.half_delta, f.width, out);
-                *(vf *)(m.dbias + j * VL) += out;
+            if (HEADS) {
+                from_x += only(u * dx, f.width);
+                from_a += only(r->dd, f.width);
                 continue;
             }
-            from_x += only(u * r.dx, f.width);
-            from_a += only(r.dd, f.width);
-            if ((j + 1) % at->p.unit) continue; /* the head has more blocks */
-            float q = lane_sum(from_a);
-            float step = lane_sum(from_x) + q * J->A[s.head];
-            if (J->softplus) step *= sigmoid(raw_delta(at, s, f, t0 + t))[0];
-            float *first = m.dA + (j + 1 - at->p.unit) * VL; /* of this head */
-            first[0] += q * r.dt[0];
-            m.dbias[(j + 1 - at->p.unit) * VL] += step;
-            store(J->ddelta, (at->batch * J->L + t0 + t) * at->heads + s.head,
-                  f.half_delta, 1, splat(step));
-            from_x = from_a = splat(0);
+            vf out = u * dx + r->dd * LN2; /* A was multiplied by log2(e) */
+            if (J->softplus) out *= sigmoid(raw_delta(at, s, f, t0 + t));
+            store(J->ddelta, i, f.half_delta, f.width, out);
+            dbias += out;
         }
+        if (!HEADS) continue;
+        spot s = where(at, first);
+        const form f = form_of(J, s, plain);
+        float q = lane_sum(from_a);
+        float step = lane_sum(from_x) + q * J->A[s.head];
+        if (J->softplus) step *= sigmoid(raw_delta(at, s, f, t0 + t))[0];
+        m.dA[first * VL] += q * m.rows[first].of[t].dt[0];
+        m.dbias[first * VL] += step;
+        store(J->ddelta, (at->batch * J->L + t0 + t) * at->heads + s.head, f.half_delta, 1,
+              splat(step));
     }
+    if (!HEADS) *(vf *)(m.dbias + first * VL) = dbias, *(vf *)(m.dD + first * VL) = dD;
 }
 
 /* What is summed over time, written for this sequence; `add_up` sums the sequences. */
@@ -581,34 +639,18 @@ static void backward_finish(const place *at, work m) {
     }
 }
 
-/* Ask for a share of what the previous chunk will read and write, while we compute this
-   one: the processor's own prefetcher does not look backwards over rows. To the second
-   level of cache: the first is full of `cells`. Inlined, because the compiler takes a
-   function that only asks for one that does nothing, and leaves it out. */
-#define ASK(pointer) __builtin_prefetch(pointer, 0, 2)
-INLINE void backward_ahead(const place *at, long j, long t0, const float *state, long from,
-                           long to) {
-    const job *J = at->J;
-    spot s = where(at, j);
-    long su = J->half_u ? 2 : 4, sd = J->half_delta ? 2 : 4, sz = J->half_z ? 2 : 4;
-    for (long t = from; t < to; t++) {
-        long i = (at->batch * J->L + t0 - T + t) * J->d + s.channel;
-        ASK((const char *)J->u + i * su);
-        ASK((const char *)J->gy + i * su);
-        ASK((const char *)J->du + i * su);
-        if (!HEADS) ASK((const char *)J->delta + i * sd);
-        if (!HEADS) ASK((const char *)J->ddelta + i * sd);
-        if (J->z) ASK((const char *)J->z + i * sz);
-        if (J->z) ASK((const char *)J->dz + i * sz);
-    }
-    for (long n = from * at->p.N / T; n < to * at->p.N / T; n++) ASK(state + n * VL);
+/* The i-th stream of blocks j to end - 1 for the chunk before t0 (states: as above). */
+INLINE stream backward_ahead(const place *at, const needs *n, long j, long end, long t0,
+                             const float *states, long i) {
+    for (; i >= n->all && j < end; j++) i -= n->all;
+    if (!t0 || j >= end) return nothing(at);
+    return ahead(at, n, j, t0 - T, states + j * at->p.N * VL, i);
 }
 
 static void backward_item(const void *arg, long item, float *scratch) {
     const job *J = arg;
     const place here = find(J, item, scratch), *at = &here;
     const long N = at->p.N, block = N * VL;
-    const long before = J->G * at->p.blocks * block; /* from a checkpoint to the last */
     work m = lay_out(scratch + spot_floats(at->p), at->p);
 
     decays(m.A, at);
@@ -618,32 +660,44 @@ static void backward_item(const void *arg, long item, float *scratch) {
         gather(m.g + j * block, J->glast ? J->glast + at->batch * J->d * J->N : NULL,
                where(at, j), J->N, N);
 
+    needs n = {0};
+    need(&n, J->u, J->half_u), need(&n, J->gy, J->half_u), need(&n, J->du, J->half_u);
+    if (!HEADS) need(&n, J->delta, J->half_delta), need(&n, J->ddelta, J->half_delta);
+    need(&n, J->z, J->half_z), need(&n, J->dz, J->half_z);
+    n.all = n.count + (N + T - 1) / T;
+
     for (long c = at->p.chunks - 1; c >= 0; c--) {
         long t0 = c * T, len = MIN(T, J->L - t0);
         long start = ((at->batch * at->p.chunks + c) * J->G + at->group) * at->p.blocks;
         const float *state = J->check + (start + at->first) * block;
+        const uint8_t *reset = at->reset ? at->reset + t0 : NULL;
+        const float *earlier = state - J->G * at->p.blocks * block;
         rows(m.B, J->B, at, t0, len);
         rows(m.C, J->C, at, t0, len);
         CALL(backward_enter, at, m, t0, len);
-        const uint8_t *reset = at->reset ? at->reset + t0 : NULL;
         for (long k = 0; k < N; k += NB) {
+            long left = 0; /* blocks whose sums over states were written */
             for (long i = 0; i < T * NB; i++)
                 m.cells[i / NB].B[i % NB] = m.cells[i / NB].C[i % NB] = splat(0);
             for (long j = 0; j < at->count;) {
                 long s = j * block + k * VL, end = j + MB <= at->count ? j + MB : j + 1;
                 walk w = {state + s,  m.A + s,      m.B + k, m.C + k, m.g + s,
                           m.dA + s,   m.rows + j,   m.cells, reset,   block,
-                          N,          len,          J->z != NULL};
-                for (long i = j; c > 0 && i < end; i++)
-                    backward_ahead(at, i, t0, state - before + i * block, k * T / N,
-                                   (k + NB) * T / N);
+                          N,          len,          J->z != NULL, k > 0};
+                for (long i = 0; i < 2; i++)
+                    w.next[i] = backward_ahead(at, &n, j, end, t0, earlier, 2 * k / NB + i);
                 if (MB > 1 && end > j + 1) backward_many(&w);
                 else backward_one(&w);
+                if (k + NB == N)
+                    for (long i = 2 * N / NB; i < (end - j) * n.all; i++)
+                        ask_all(backward_ahead(at, &n, j, end, t0, earlier, i));
                 j = end;
+                if (k + NB < N) continue;
+                for (long unit = HEADS ? at->p.unit : 1; left + unit <= j; left += unit)
+                    CALL(backward_leave, at, m, left, t0, len);
             }
             fold_lanes(m.cells, at, t0, len, k);
         }
-        CALL(backward_leave, at, m, t0, len);
     }
     backward_finish(at, m);
 }
@@ -693,13 +747,14 @@ int backward(const job *asked, int threads) {
 
 /* The machine's own floor: one power of 2 by the polynomial alone and three multiply-adds
    for each state (13 operations), in registers, nothing else. count: state updates, in
-   whole vectors of NS states; steps: VL step sizes, which the compiler does not know.
+   whole vectors of FLOOR states; steps: VL step sizes, which the compiler does not know.
    Returns a number, so that nothing is optimised away. */
+#define FLOOR (VL == 16 ? 16 : 8)
 float floor_exp(long count, const float *steps) {
-    vf h[NS], y0 = splat(0), y1 = splat(0), d = *(const vf *)steps;
-    UNROLL for (int n = 0; n < NS; n++) h[n] = splat(n);
-    for (long t = 0; t < count / (NS * VL); t++) {
-        UNROLL for (int n = 0; n < NS; n++) {
+    vf h[FLOOR], y0 = splat(0), y1 = splat(0), d = *(const vf *)steps;
+    UNROLL for (int n = 0; n < FLOOR; n++) h[n] = splat(n);
+    for (long t = 0; t < count / (FLOOR * VL); t++) {
+        UNROLL for (int n = 0; n < FLOOR; n++) {
             h[n] = exp2_plain(d, splat(-1.f - n)) * h[n] + d * (float)n;
             if (n % 2) y1 += h[n] * .5f;
             else y0 += h[n] * .5f;
