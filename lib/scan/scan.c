@@ -390,12 +390,15 @@ static void forward_item(const void *arg, long item, float *scratch) {
 /* Scratch is laid out by what is used together: arrays a power of two apart would fight
    for the same lines of the cache (and did: it cost a factor of two). */
 typedef struct { /* of one (step, block) */
-    vf dt, x, w, dx, dd, y, a[HEADS]; /* a: of heads only */
+    vf dt, x, w, dx, dd, y, a[HEADS]; /* y before the gate; a: of heads only */
 } row;
 typedef struct { /* a block's rows of one chunk, and a vector for the same reason */
     row of[T];
     vf odd;
 } panel;
+typedef struct { /* of one (step, block): sigmoid(z), the softplus's derivative */
+    vf gate, slope;
+} sigmoids;
 typedef struct { /* of one step and NB states of MB blocks; the odd vector as above */
     vf a[HEADS ? 0 : MB][NB], p[MB][NB]; /* p = a h[t-1] */
     vf B[NB], C[NB], odd;                /* sums over blocks, lane by lane */
@@ -526,6 +529,7 @@ static void fold_lanes(const cell *cells, const place *w, long t0, long len, lon
 
 typedef struct { /* the workspace of one item */
     panel *rows;                  /* [blocks] */
+    sigmoids *known;              /* [blocks][T] */
     cell *cells;                  /* [T] */
     float *A, *g, *dA;            /* [blocks][N][VL] */
     float *dD, *dbias;            /* [blocks][VL] */
@@ -534,14 +538,15 @@ typedef struct { /* the workspace of one item */
 
 static long backward_scratch(const job *J) {
     plan p = make_plan(J);
-    long rows = p.each * sizeof(panel), cells = T * sizeof(cell);
+    long rows = p.each * (sizeof(panel) + T * sizeof(sigmoids)), cells = T * sizeof(cell);
     return spot_floats(p) + (rows + cells) / (long)sizeof(float) +
            p.each * VL * (3 * p.N + 2) + 2 * T * p.N;
 }
 
 static work lay_out(float *scratch, plan p) {
     work m;
-    m.rows = (panel *)scratch, m.cells = (cell *)(m.rows + p.each);
+    m.rows = (panel *)scratch, m.known = (sigmoids *)(m.rows + p.each);
+    m.cells = (cell *)(m.known + p.each * T);
     m.A = (float *)(m.cells + T), m.g = m.A + p.each * p.N * VL;
     m.dA = m.g + p.each * p.N * VL, m.dD = m.dA + p.each * p.N * VL;
     m.dbias = m.dD + p.each * VL, m.B = m.dbias + p.each * VL, m.C = m.B + T * p.N;
@@ -557,13 +562,14 @@ INLINE void backward_enter(const place *at, work m, long t0, long len, const int
             const form f = form_of(J, s, plain);
             long i = (at->batch * J->L + t0 + t) * J->d + s.channel;
             row *r = m.rows[j].of + t;
+            sigmoids *known = m.known + j * T + t;
             vf d = raw_delta(at, s, f, t0 + t), u = load(J->u, i, f.half_u, f.width);
             vf gy = load(J->gy, i, f.half_u, f.width);
-            if (J->softplus) d = softplus(d);
+            if (J->softplus) d = softplus_and_slope(d, &known->slope);
             if (J->z) {
-                vf z = load(J->z, i, f.half_z, f.width);
-                gy *= z * sigmoid(z);
-                r->y = u * skip(J, s);
+                vf z = load(J->z, i, f.half_z, f.width), sigma = sigmoid(z);
+                gy *= z * sigma;
+                r->y = u * skip(J, s), known->gate = sigma;
             }
             r->x = d * u, r->w = gy, r->dt = d = tame(d);
             if (HEADS) r->a[0] = exp2_of(d, *(vf *)(m.A + j * VL));
@@ -584,13 +590,14 @@ INLINE void backward_leave(const place *at, work m, long first, long t0, long le
             const form f = form_of(J, s, plain);
             long i = (at->batch * J->L + t0 + t) * J->d + s.channel;
             const row *r = m.rows[j].of + t;
+            const sigmoids *known = m.known + j * T + t;
             const vf dx = r->dx, w = r->w;
             vf u = load(J->u, i, f.half_u, f.width);
             store(J->du, i, f.half_u, f.width, r->dt * dx + w * skip(J, s));
             if (HEADS) *(vf *)(m.dD + j * VL) += w * u;
             else dD += w * u;
             if (J->z) { /* silu'(z) = sigma (1 + z (1 - sigma)) */
-                vf z = load(J->z, i, f.half_z, f.width), sigma = sigmoid(z);
+                vf z = load(J->z, i, f.half_z, f.width), sigma = known->gate;
                 vf gy = load(J->gy, i, f.half_u, f.width);
                 gy *= r->y * sigma * (1.f + z * (1.f - sigma));
                 store(J->dz, i, f.half_z, f.width, gy);
@@ -601,7 +608,7 @@ INLINE void backward_leave(const place *at, work m, long first, long t0, long le
                 continue;
             }
             vf out = u * dx + r->dd * LN2; /* A was multiplied by log2(e) */
-            if (J->softplus) out *= sigmoid(raw_delta(at, s, f, t0 + t));
+            if (J->softplus) out *= known->slope;
             store(J->ddelta, i, f.half_delta, f.width, out);
             dbias += out;
         }
@@ -610,7 +617,7 @@ INLINE void backward_leave(const place *at, work m, long first, long t0, long le
         const form f = form_of(J, s, plain);
         float q = lane_sum(from_a);
         float step = lane_sum(from_x) + q * J->A[s.head];
-        if (J->softplus) step *= sigmoid(raw_delta(at, s, f, t0 + t))[0];
+        if (J->softplus) step *= m.known[first * T + t].slope[0];
         m.dA[first * VL] += q * m.rows[first].of[t].dt[0];
         m.dbias[first * VL] += step;
         store(J->ddelta, (at->batch * J->L + t0 + t) * at->heads + s.head, f.half_delta, 1,

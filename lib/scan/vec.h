@@ -164,9 +164,13 @@ INLINE vf exp_of(vf x) {
 }
 
 /* log(1 + e^x) = max(x, 0) + log1p(s) with s = e^-|x| <= 1, and log1p(s) = 2 atanh z with
-   z = s / (2 + s) <= 1/3, an odd polynomial of relative error 4e-9. */
-INLINE vf softplus(vf x) {
-    vf s = exp_of((vf)((vi)x | INT32_MIN)); /* the sign bit: -|x| */
+   z = s / (2 + s) <= 1/3, an odd polynomial of relative error 4e-9. Its derivative, the
+   sigmoid, is 1/(1+s) or s/(1+s): no cancellation on either side. */
+INLINE vf minus_exp(vf x) { return exp_of((vf)((vi)x | INT32_MIN)); } /* sign bit: -|x| */
+
+INLINE vf sigmoid_from(vf x, vf s) { return pick(x > 0.f, splat(1.f), s) / (s + 1.f); }
+
+INLINE vf softplus_from(vf x, vf s) {
     vf z = s / (s + 2.f), v = z * z;
     vf q = 0.14089166f * v + 0.13980302f;
     q = q * v + 0.20012455f;
@@ -175,9 +179,13 @@ INLINE vf softplus(vf x) {
     return pick(x > 0.f, x, pick(x != x, x, (vf){0})) + 2.f * z * q;
 }
 
-INLINE vf sigmoid(vf x) { /* 1/(1+s) or s/(1+s): no cancellation on either side */
-    vf s = exp_of((vf)((vi)x | INT32_MIN));
-    return pick(x > 0.f, splat(1.f), s) / (s + 1.f);
+INLINE vf sigmoid(vf x) { return sigmoid_from(x, minus_exp(x)); }
+INLINE vf softplus(vf x) { return softplus_from(x, minus_exp(x)); }
+
+INLINE vf softplus_and_slope(vf x, vf *slope) {
+    vf s = minus_exp(x);
+    *slope = sigmoid_from(x, s);
+    return softplus_from(x, s);
 }
 
 /* ---- memory ---------------------------------------------------------------------- */
