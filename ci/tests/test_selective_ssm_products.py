@@ -61,7 +61,7 @@ def test_it_differentiates_twice():
     exact = [t.detach().double().requires_grad_() for t in (x, weight, v)]
     found = second(products.linear, x, weight, v)
     for got, want in zip(found, second(functional.linear, *exact)):
-        assert (got - want).abs().max() < 2e-5 * want.abs().max()
+        assert (got - want).abs().max() < 8e-6 * want.abs().max()
 
 
 def test_only_what_is_asked_for_is_computed(monkeypatch):
